@@ -1,0 +1,42 @@
+# `make demo` and `make test` set themselves up: a virtual environment in .venv, installed from pyproject.toml.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?=
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+.venv/.installed-demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[demo]'
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
+	@touch $@ .venv/.installed-demo
+
+demo: .venv/.installed-demo  ## train at 50, 75 and 95 % on built-in clips (or DATA=folder) and show it in runs/demo/SiamMAE.html
+	$(BIN)/siammae demo $(if $(DATA),--data $(DATA))
+
+test: .venv/.installed-dev  ## the tests that everybody runs, a few minutes
+	$(BIN)/python -m pytest -q
+
+test-long: .venv/.installed-dev  ## the long tests
+	$(BIN)/python -m pytest -q -m slow
+
+check: .venv/.installed-dev  ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+format: .venv/.installed-dev  ## format the code and sort its imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+learn: .venv/.installed-demo  ## about an hour: train the micro preset on DATA=folder of videos and compare with copying
+	@test -n "$(DATA)" || { echo 'learn: name a folder of videos: make learn DATA=path/to/videos'; exit 2; }
+	$(BIN)/siammae learn --data $(DATA)
+
+.PHONY: help demo test test-long check format learn

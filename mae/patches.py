@@ -1,0 +1,79 @@
+"""Pixels and patches: tensors in, tensors out.
+
+Legend: B batch, N patches, P pixels in a patch (p·p·C), h w patch grid, H W pixels, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+from mae.files import InputError
+
+# The statistics that the public MAE weights were trained with; they stand here and nowhere else.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalize(frames: Tensor) -> Tensor:
+    """uint8 frames, or floats in [0, 1], `[..., 3, H, W]` in RGB → float32 with ImageNet's mean and std taken out."""
+    mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
+    if frames.dtype == torch.uint8:
+        return (frames.float() - 255 * mean) / (255 * std)
+    if not frames.is_floating_point():
+        raise InputError(f"frames are {frames.dtype}; expected uint8, or floats in [0, 1]")
+    if not torch.compiler.is_compiling():
+        low, high = (x.item() for x in torch.aminmax(frames))
+        if not (-1e-3 <= low and high <= 1 + 1e-3):
+            raise InputError(
+                f"float frames lie in [{low:.3g}, {high:.3g}]; expected [0, 1]: the model normalises them itself, "
+                "so pass them as they come from the decoder"
+            )
+    return (frames.float() - mean) / std
+
+
+def denormalize(pixels: Tensor) -> Tensor:
+    """The inverse of `normalize`: float32 `[..., 3, H, W]`, in [0, 1] where the input came from an image."""
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(3, 1, 1)
+    return pixels * std + mean
+
+
+def grid_size(height: int, width: int, patch_size: int) -> tuple[int, int]:
+    """Patches per column and per row, (h, w); an InputError where the patch does not divide the image."""
+    if height % patch_size or width % patch_size:
+        patch = f"{patch_size}×{patch_size}"
+        raise InputError(f"an image of {height}×{width} pixels does not divide into patches of {patch}")
+    return height // patch_size, width // patch_size
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Images [B, C, H, W] → patches [B, N, P], row by row; within a patch: row, column, channel, as in MAE."""
+    B, C, H, W = images.shape
+    h, w = grid_size(H, W, patch_size)
+    x = images.reshape(B, C, h, patch_size, w, patch_size)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(B, h * w, patch_size**2 * C)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify`, for a patch grid (h, w): [B, N, P] → [B, C, H, W]."""
+    B, N, P = patches.shape
+    h, w = grid
+    if h * w != N or P % patch_size**2:
+        raise InputError(f"patches of shape {tuple(patches.shape)} do not fill a grid of {h}×{w}, patch {patch_size}")
+    x = patches.reshape(B, h, w, patch_size, patch_size, P // patch_size**2)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(B, -1, h * patch_size, w * patch_size)
+
+
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Each patch [..., P] minus its mean, over its standard deviation (unbiased, ε = 1e-6 under the root; MAE §3)."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) / (variance + 1e-6).sqrt()
+
+
+def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over the hidden patches: prediction and target [B, N, P], mask [B, N] (1 = hidden) → scalar.
+
+    The mean runs over patches, not over images, and does not depend on B.
+    """
+    error = (prediction.float() - target).square().mean(dim=-1)
+    return (error * mask).sum() / mask.sum()
