@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
+ARGS ?=
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -37,6 +38,6 @@ format: .venv/.installed-dev  ## format the code and sort its imports
 
 learn: .venv/.installed-demo  ## about an hour: train the micro preset on DATA=folder of videos and compare with copying
 	@test -n "$(DATA)" || { echo 'learn: name a folder of videos: make learn DATA=path/to/videos'; exit 2; }
-	$(BIN)/siammae learn --data $(DATA)
+	$(BIN)/siammae learn --data $(DATA) $(ARGS)
 
 .PHONY: help demo test test-long check format learn

@@ -1,0 +1,36 @@
+"""Frame pairs and clips from videos: decoding, sampling in time, cropping, batching.
+
+Knows nothing of models: what leaves here are uint8 frames `[B, F, 3, H, W]` with their paths and times.
+"""
+
+from dataset_loader.builtin import builtin_clips
+from dataset_loader.dataset import (
+    PairDataset,
+    PairLoader,
+    get_kinetics_dataset,
+    make_loader,
+    unnormalize,
+    unnormalize_for_plot,
+)
+from dataset_loader.decoding import DecodeError, Video, decode_all, decode_frames, read_index
+from dataset_loader.files import check_disjoint, find_videos, hold_out
+from dataset_loader.random_temporal_subsample import RandomTemporalSubsample
+
+__all__ = [
+    "DecodeError",
+    "PairDataset",
+    "PairLoader",
+    "RandomTemporalSubsample",
+    "Video",
+    "builtin_clips",
+    "check_disjoint",
+    "decode_all",
+    "decode_frames",
+    "find_videos",
+    "get_kinetics_dataset",
+    "hold_out",
+    "make_loader",
+    "read_index",
+    "unnormalize",
+    "unnormalize_for_plot",
+]

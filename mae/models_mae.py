@@ -119,6 +119,7 @@ class MaskedAutoencoderViT(MAEEncoder):
     ):
         super().__init__(img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio)
         self.norm_pix_loss = norm_pix_loss
+        self.decoder_is_pretrained = False  # set where weights are loaded
         self.decoder_config: dict[str, Any] = dict(
             decoder_embed_dim=decoder_embed_dim, decoder_depth=decoder_depth, decoder_num_heads=decoder_num_heads
         )

@@ -1,0 +1,73 @@
+"""siammae demo [--data VIDEOS]: execute SiamMAE.ipynb and keep it as a page."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mae.files import InputError, write_atomically
+
+NOTEBOOK = Path(__file__).parents[1] / "SiamMAE.ipynb"
+
+
+def main(data: Path | None = None, preset: str = "demo", out: Path = Path("runs/demo"), root: Path = Path()) -> None:
+    """Execute SiamMAE.ipynb from top to bottom into a page with its figures, and say where everything is.
+
+    Args:
+        data: folder of videos; default: the built-in clips
+        preset: demo takes minutes on a CPU; see `siammae train --help` for the others
+        out: folder for the page
+        root: folder that holds losses/, test_losses/ and checkpoints/
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+    from nbconvert import HTMLExporter
+
+    from dataset_loader import find_videos
+    from ml.presets import preset as by_name
+
+    by_name(preset)
+    if data is not None:
+        find_videos(data)
+    if not NOTEBOOK.is_file():
+        raise InputError(f"{NOTEBOOK} is not there; run the demo from a clone of the repository")
+    before = set(root.glob("losses/*.txt"))
+    settings = {"SIAMMAE_PRESET": preset, "SIAMMAE_VIDEOS": str(data.resolve()) if data else ""}
+    settings["SIAMMAE_ROOT"] = str(root.resolve())
+    os.environ.update(settings)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    began = time.monotonic()
+
+    class Client(NotebookClient):
+        """Passes on what the cells print while they run, so that the progress bars are seen."""
+
+        def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
+            if msg["msg_type"] == "stream":
+                sys.stderr.write(msg["content"]["text"])
+                sys.stderr.flush()
+            return super().process_message(msg, cell, cell_index)
+
+    def announce(cell: Any, cell_index: int) -> None:
+        if cell.cell_type == "markdown" and cell.source.startswith("#"):
+            print(f"[{time.monotonic() - began:4.0f} s] {cell.source.splitlines()[0].lstrip('# ')}", flush=True)
+
+    client = Client(
+        notebook, timeout=None, kernel_name="python3", on_cell_start=announce, coalesce_streams=True,
+        resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+    )  # fmt: skip
+    failed = None
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        failed = error
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    write_atomically(out / "SiamMAE.html", lambda file: file.write(page.encode()))
+    write_atomically(out / "SiamMAE.ipynb", lambda file: file.write(nbformat.writes(notebook).encode()))
+    if failed is not None:
+        raise InputError(f"a cell failed, see {out / 'SiamMAE.html'}: {failed.ename}: {failed.evalue}")
+    print(f"\nthe page        {(out / 'SiamMAE.html').resolve()}")
+    for log in sorted(set(root.glob("losses/*.txt")) - before):
+        print(f"losses          {log}\ncheckpoints     {root / 'checkpoints' / log.stem}/")
+    print(f"took            {time.monotonic() - began:.0f} s")

@@ -1,0 +1,55 @@
+"""The command `siammae`: one short file a sub-command, no logic. Each is imported only when it is called."""
+
+import importlib
+import logging
+import os
+import sys
+
+import tyro
+
+from mae.files import InputError
+
+COMMANDS = {
+    "train": "train a model on the videos of a folder",
+    "test": "the loss of a checkpoint on held-out videos",
+    "plot": "reconstructions of a few pairs by a checkpoint",
+    "compare": "draw the loss curves of several runs in one figure",
+    "samples": "write frame pairs for figures to a file",
+    "export": "write the encoder of a checkpoint as safetensors for timm",
+    "weights": "download public MAE weights",
+    "learn": "train the micro preset and compare it with copying on held-out videos",
+    "demo": "execute SiamMAE.ipynb into a page",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one sub-command; 0, or 2 after bad input (one sentence, no traceback), or 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        lines = "\n".join(f"  {name:{width}}  {about}" for name, about in COMMANDS.items())
+        print(f"usage: siammae COMMAND …\n\n{lines}\n\nsiammae COMMAND --help tells the options of one.")
+        return 0 if argv else 2
+    words = 2 if argv[0] == "data" else 1
+    name, rest = " ".join(argv[:words]), argv[words:]
+    if name not in COMMANDS:
+        print(f"siammae: {name!r} is not a command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    command = importlib.import_module(f"cli.{name.replace(' ', '_')}")
+    try:
+        function = command.arguments(rest) if hasattr(command, "arguments") else command.main
+        tyro.cli(function, args=rest, prog=f"siammae {name}")
+        return 0
+    except InputError as error:
+        print(f"siammae {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `siammae … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

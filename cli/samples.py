@@ -1,0 +1,35 @@
+"""siammae samples --out FILE"""
+
+from pathlib import Path
+
+import numpy as np
+
+from dataset_loader import get_kinetics_dataset
+from dataset_loader.synthetic import synthetic_video
+from ml.samples import save_samples
+
+
+def main(out: Path, data: Path | None = None, count: int = 8, size: int = 224, seed: int = 0) -> None:
+    """Write frame pairs for figures: from the synthetic generator, or from the videos of a folder.
+
+    Args:
+        out: the file to write; it is read without running anything
+        data: folder of videos; default: synthetic shapes on panning photographs
+        count: pairs
+        size: side of the frames in pixels
+        seed: another one gives other pairs
+    """
+    if data is not None:
+        dataset = get_kinetics_dataset(data, image_size=size, augment=False, seed=seed)
+        chosen = [dataset[k] for k in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)]
+        video = np.concatenate([sample["video"].numpy() for sample in chosen])
+        times = np.concatenate([sample["time"].numpy() for sample in chosen])
+        names = [Path(sample["path"]).stem for sample in chosen]
+    else:
+        gaps = np.linspace(4, 48, count).round() / 30  # from the smallest to the largest gap of the paper
+        times = np.stack([np.full(count, 0.2), 0.2 + gaps], axis=1)
+        scenes = [synthetic_video(seed + k, height=size, width=size, times=times[k]) for k in range(count)]
+        video = np.stack([scene.frames for scene in scenes])
+        names = [f"scene {seed + k}" for k in range(count)]
+    save_samples(out, video, times, names)
+    print(f"{len(video)} pairs in {out}, {out.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,40 @@
+"""siammae test CHECKPOINT --data VIDEOS"""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dataset_loader import get_kinetics_dataset, make_loader
+from ml.checkpoints import find_checkpoint, load_run
+from ml.presets import RunConfig
+from ml.utils import plot_results_from_checkpoint
+
+
+def main(
+    checkpoint: Annotated[str, tyro.conf.Positional],
+    data: Path,
+    samples: Path = Path("samples.pickle"),
+    root: Path = Path(),
+    device: str | None = None,
+    pairs_per_video: int = 4,
+    workers: int = 1,
+) -> None:
+    """The loss of a checkpoint on fixed pairs of held-out videos, with fixed masks, and its reconstructions.
+
+    Args:
+        checkpoint: a run, <run>/<epoch>, or a file
+        data: folder of held-out videos
+        samples: frame pairs for the figure, from `siammae samples`
+        root: folder that holds checkpoints/, losses/ and test_losses/
+        device: cuda, mps, cpu; default: the best there is
+        pairs_per_video: pairs from each video, always the same ones
+        workers: processes that decode
+    """
+    saved = load_run(find_checkpoint(checkpoint, root))
+    config = RunConfig(**saved["run_config"]) if saved.get("run_config") else RunConfig()
+    config = config.replace(repeated_sampling=1, visits=pairs_per_video, seed=0)
+    dataset = get_kinetics_dataset(data, augment=False, **config.dataset_arguments)
+    loader = make_loader(dataset, config.batch_size, workers=workers, shuffle=False, drop_last=False)
+    plot_results_from_checkpoint(checkpoint, loader, device, samples, root=root)
+    print(f"{len(dataset)} pairs of {len(dataset.paths)} videos: see {root / 'test_losses' / str(saved.get('run'))}*")

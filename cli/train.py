@@ -1,0 +1,82 @@
+"""siammae train --data VIDEOS [--preset NAME] [--mask-ratio 0.95] …"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
+from ml.presets import PRESETS, RunConfig, preset
+from ml.SiamMAE import build_model
+from ml.utils import best_device, leave_cores, train
+
+
+@dataclass
+class Arguments:
+    """Train SiamMAE on the videos below a folder; everything else comes from the preset unless it is given."""
+
+    data: Path
+    """folder of videos; any container that FFmpeg reads"""
+    preset: str = "micro"
+    """where the defaults below come from"""
+    test_data: Path | None = None
+    """folder of held-out videos: refused if it shares files with the training folder"""
+    weights: Path | None = None
+    """public MAE weights to start from: the file, or the folder where it lies (see `siammae weights`)"""
+    resume: str | None = None
+    """a run, or a checkpoint, to go on with"""
+    prefix: str = ""
+    """what the run's name begins with"""
+    root: Path = Path()
+    """folder that holds losses/ and checkpoints/"""
+    device: str | None = None
+    """cuda, mps, cpu; default: the best there is"""
+    config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+
+def arguments(argv: list[str]) -> Any:
+    """The function to call, with defaults from the preset that the arguments name."""
+    name = Arguments.preset
+    for k, word in enumerate(argv):
+        if word == "--preset" and k + 1 < len(argv):
+            name = argv[k + 1]
+        elif word.startswith("--preset="):
+            name = word.partition("=")[2]
+    default = Arguments(data=tyro.MISSING, preset=name, config=preset(name).config)
+
+    def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")] = default) -> None:
+        run(arguments)
+
+    main.__doc__ = f"{Arguments.__doc__}\n\nPresets: " + "; ".join(f"{n}: {p.about}" for n, p in PRESETS.items())
+    return main
+
+
+def run(arguments: Arguments) -> str:
+    """Train, and print where everything is; the run's name."""
+    config = arguments.config
+    if arguments.test_data is not None:
+        check_disjoint(arguments.data, arguments.test_data)
+    public = preset(arguments.preset).weights
+    if public and not arguments.weights and not arguments.resume:
+        print(f"starting from nothing; for MAE weights: siammae weights {public}, then --weights weights/")
+    torch.manual_seed(config.seed)
+    weights = str(arguments.weights) if arguments.weights else None
+    model = build_model(config.model, weights=weights, **config.model_arguments)
+    dataset = get_kinetics_dataset(arguments.data, **config.dataset_arguments)
+    device = best_device(arguments.device)
+    loader = make_loader(dataset, config.batch_size, workers=config.workers, pin_memory=device.type == "cuda")
+    print(
+        f"{len(dataset.paths)} videos, {config.repeated_sampling} pairs from each of {config.visits} visits: "
+        f"{len(loader)} steps of {config.batch_size} pairs an epoch, on {device}"
+    )
+    if device.type == "cpu":
+        leave_cores(config.workers)
+    name = train(
+        model, loader, prefix=arguments.prefix, device=device, resume=arguments.resume, root=arguments.root,
+        **config.train_arguments,
+    )  # fmt: skip
+    root = arguments.root
+    print(f"losses: {root / 'losses' / name}.txt and .png; checkpoints: {root / 'checkpoints' / name}/")
+    return name

@@ -1,0 +1,71 @@
+"""Loss logs as text: `losses/<run>.txt`, `test_losses/<run>.txt`, one line an epoch, for people and for `compare`."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae.files import InputError, write_atomically
+
+_LINE = re.compile(
+    r"^\s*(?:Epoch\s+(?P<epoch>\d+)\s*[-:,]\s*)?Avg Loss:\s*(?P<mean>\S+)\s+Losses\s*-\s*\[(?P<losses>.*)\]\s*$"
+)
+
+
+@dataclass(frozen=True)
+class EpochLoss:
+    """One line of a log: the epoch (from 1; None if the log does not say), the mean over pairs, every step's loss."""
+
+    epoch: int | None
+    mean: float
+    losses: list[float]
+
+    def __str__(self) -> str:
+        epoch = "" if self.epoch is None else f"Epoch {self.epoch} - "
+        return f"{epoch}Avg Loss: {self.mean!r} Losses - {self.losses!r}"
+
+
+def mean_over_pairs(losses: list[float], pairs: list[int]) -> float:
+    """The mean of the steps' losses, each weighted with the pairs in its batch (the last may hold fewer)."""
+    return math.fsum(loss * n for loss, n in zip(losses, pairs, strict=True)) / sum(pairs)
+
+
+def append_line(path: Path, line: EpochLoss) -> None:
+    """Add one line, whole and on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines() if path.exists() else []
+    _write(path, [*lines, str(line)])
+
+
+def cut_after(path: Path, epoch: int) -> None:
+    """Drop the lines of later epochs: what a resumed run is about to write again."""
+    if path.exists():
+        _write(path, [str(line) for line in read_losses(path) if line.epoch is not None and line.epoch <= epoch])
+
+
+def read_losses(path: str | Path) -> list[EpochLoss]:
+    """Read a log of this workspace, or of the public replications, whose numbers may be wrapped as `tensor(0.5)`."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no loss log {path}; a run writes one to losses/<run>.txt")
+    found = []
+    for number, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        if not text.strip():
+            continue
+        match = _LINE.match(text)
+        if not match:
+            raise InputError(
+                f"{path}, line {number}: {text[:60]!r} is not of the form 'Epoch n - Avg Loss: x Losses - [l1, l2, …]'"
+            )
+        bare = re.sub(r"[A-Za-z_][\w.]*\(|\)|(?:device|dtype|grad_fn)=[^,\]]*", "", match["losses"])
+        try:
+            losses = [float(x) for x in bare.split(",") if x.strip()]
+            mean = float(re.sub(r"[A-Za-z_][\w.]*\(|\)", "", match["mean"]))
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}; the losses must be numbers") from None
+        found.append(EpochLoss(int(match["epoch"]) if match["epoch"] else None, mean, losses))
+    return found
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))

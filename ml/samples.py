@@ -1,0 +1,64 @@
+"""`samples.pickle`: a few frame pairs for figures, as plain numpy arrays, read without running anything.
+
+A dict: `video` uint8 [S, 2, 3, H, W] in RGB, `time` float64 [S, 2] in seconds, `name` a list of S strings.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mae.files import InputError, write_atomically
+
+# What numpy's arrays are pickled with, by its old and its new module names. Nothing else is ever looked up.
+_ADMITTED = {
+    (module, name)
+    for module, names in {
+        "numpy": ("ndarray", "dtype"),
+        "numpy.core.multiarray": ("_reconstruct", "scalar"),
+        "numpy._core.multiarray": ("_reconstruct", "scalar"),
+        "numpy.core.numeric": ("_frombuffer",),
+        "numpy._core.numeric": ("_frombuffer",),
+        "_codecs": ("encode",),  # how bytes travel in protocol 2
+    }.items()
+    for name in names
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it holds a {module}.{name}")
+        return super().find_class(module, name)
+
+
+def save_samples(path: str | Path, video: np.ndarray, time: np.ndarray, name: list[str]) -> None:
+    """Write pairs [S, 2, 3, H, W] (uint8), their times [S, 2] in seconds and their names."""
+    if Path(path).exists():
+        raise InputError(f"{path} exists already and is not overwritten; name another file or move it away")
+    samples = {"video": np.ascontiguousarray(video), "time": np.asarray(time, dtype=np.float64), "name": list(name)}
+    write_atomically(path, lambda file: file.write(pickle.dumps(_checked(samples, path), protocol=4)))
+
+
+def load_samples(path: str | Path) -> dict[str, Any]:
+    """Read what `save_samples` wrote; an InputError if the file is missing, damaged, or holds more than arrays."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there are no samples at {path}; make some with: siammae samples --out {path}")
+    try:
+        samples = _ArraysOnly(io.BytesIO(path.read_bytes())).load()
+    except Exception as error:  # a damaged pickle may raise nearly anything
+        raise InputError(f"{path} is refused: {error}; only numpy arrays are read from it") from None
+    return _checked(samples, path)
+
+
+def _checked(samples: Any, path: str | Path) -> dict[str, Any]:
+    video = samples.get("video") if isinstance(samples, dict) else None
+    if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.shape[1:3] != (2, 3) or video.ndim != 5:
+        raise InputError(f"{path} has no pairs: expected `video`, uint8 of shape [S, 2, 3, H, W]")
+    count = len(video)
+    if np.shape(samples.get("time")) != (count, 2) or len(samples.get("name", ())) != count:
+        raise InputError(f"{path} has {count} pairs, but `time` or `name` are not as many")
+    return samples

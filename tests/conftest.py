@@ -1,0 +1,35 @@
+"""What several test folders share: a small folder of encoded videos, and real data of others, where it is here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dataset_loader.encoding import write_video
+from dataset_loader.synthetic import synthetic_video
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Small tensors gain nothing from threads, and sums keep their order."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """A folder of six synthetic clips of 2 s at 96×128, H.264."""
+    folder = tmp_path_factory.mktemp("clips")
+    for seed in range(6):
+        scene = synthetic_video(seed, height=96, width=128, seconds=2, fps=30)
+        write_video(folder / f"family{seed % 2}_{seed}.mp4", scene.frames.transpose(0, 2, 3, 1), scene.times)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the project; a fresh machine has none."""
+    if not SHARED.is_dir():
+        pytest.skip(f"real data of others is not here: {SHARED}")
+    return SHARED

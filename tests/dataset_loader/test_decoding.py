@@ -1,0 +1,401 @@
+"""Chosen frames are those of a plain decode of the whole file, bit for bit, and bad files say so without hanging."""
+
+import os
+import wave
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from dataset_loader import decoding
+from dataset_loader.decoding import DecodeError, Video, VideoIndex, decode_all, decode_frames, read_index
+from dataset_loader.encoding import copy_cut, write_video
+
+VARIABLE = np.cumsum(np.random.default_rng(7).uniform(0.01, 0.15, 120))
+X264 = "libx264"
+
+
+def plain_decode(path: Path, keep: set[int]) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """The frames numbered `keep`, and the times of all, as PyAV gives them without any of our code."""
+    images, times = {}, []
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_type = "NONE"
+        for number, frame in enumerate(container.decode(video=0)):
+            times.append(float(frame.pts * frame.time_base))
+            if number in keep:
+                images[number] = frame.to_ndarray(format="rgb24")
+    return images, np.array(times)
+
+
+def assert_exact(path: Path, draws: int = 12, seed: int = 0) -> None:
+    """One to six frames at a time, in any order and repeated, are equal to those of the plain decode."""
+    generator = np.random.default_rng(seed)
+    count = len(read_index(path).times)
+    chosen = [generator.integers(count, size=generator.integers(1, 7)) for _ in range(draws)]
+    chosen += [np.array([0, count - 1, 0])]
+    images, times = plain_decode(path, {int(number) for numbers in chosen for number in numbers})
+    np.testing.assert_allclose(read_index(path).times, times, atol=1e-9)
+    for numbers in chosen:
+        frames, at = decode_frames(path, numbers)
+        np.testing.assert_array_equal(at, read_index(path).times[numbers])
+        np.testing.assert_array_equal(frames, np.stack([images[number] for number in numbers]))
+
+
+@pytest.fixture
+def fast_path_only(monkeypatch):
+    """Fail if a file is decoded from its start because the fast path did not give a frame."""
+
+    def refuse(*_):
+        raise AssertionError("fell back to a sequential decode")
+
+    monkeypatch.setattr(Video, "_decode_nearest", refuse)
+    monkeypatch.setattr(Video, "_read_index_by_decoding", refuse)
+
+
+@pytest.mark.parametrize("name", ["bikes", "carphone_pristine", "carphone_distorted", "bigbuckbunny"])
+def test_built_in_clips(builtin, name, fast_path_only):
+    assert_exact(builtin[name], draws=6)
+
+
+def test_clips_of_others(shared_clips, fast_path_only):
+    for path in shared_clips:
+        assert_exact(path, draws=4)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "settings"),
+    [
+        (".mp4", X264, {"gop": 1}),
+        (".mp4", X264, {"gop": 12, "b_frames": 0}),
+        (".mp4", X264, {"gop": 12, "b_frames": 3}),
+        (".mov", X264, {"gop": 250}),
+        (".mkv", X264, {"gop": 250, "b_frames": 3}),
+        (".ts", X264, {"gop": 12}),
+        (".mp4", X264, {"options": {"x264-params": "open-gop=1:bframes=5:b-adapt=0:b-pyramid=normal"}}),
+        (".mkv", X264, {"options": {"x264-params": "interlaced=1"}}),
+        (".mp4", "libx265", {"options": {"preset": "ultrafast", "x265-params": "log-level=none:open-gop=1:bframes=4"}}),
+        (".webm", "libvpx-vp9", {"options": {"deadline": "realtime", "cpu-used": "8"}}),
+        (".mp4", "mpeg4", {}),
+        (".avi", "mpeg4", {}),
+        (".ts", "mpeg2video", {}),
+        (".avi", "mjpeg", {"pixel_format": "yuvj420p", "b_frames": 0}),
+    ],
+)
+@pytest.mark.parametrize("rate", [Fraction(30000, 1001), "variable"])
+def test_codecs_and_containers(tmp_path, carphone, suffix, codec, settings, rate, fast_path_only):
+    if rate == "variable" and (suffix == ".avi" or codec == "mpeg2video"):
+        rate = Fraction(25)  # they know no other
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec}")
+    path = tmp_path / f"clip{suffix}"
+    times = VARIABLE if rate == "variable" else np.arange(120) / float(rate)
+    write_video(path, carphone, times if rate == "variable" else float(rate), codec=codec, **settings)
+    assert_exact(path)
+    resolution = 5e-4 if suffix in (".mkv", ".webm") else 1e-5
+    index = read_index(path)
+    np.testing.assert_allclose(index.times - index.times[0], times - times[0], atol=2 * resolution + 1e-9)
+
+
+@pytest.mark.parametrize("fps", [6, 10, 24, 25, 50, 60])
+def test_frame_rates(tmp_path, moving_frames, fps, fast_path_only):
+    write_video(tmp_path / "clip.mp4", moving_frames[:40], fps)
+    np.testing.assert_allclose(read_index(tmp_path / "clip.mp4").times, np.arange(40) / fps, atol=1e-9)
+    assert_exact(tmp_path / "clip.mp4", draws=3)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_cut_behind_a_keyframe(tmp_path, carphone, suffix, fast_path_only):
+    """An mp4 hides what precedes the cut with an edit list; the others show it. Frames are those of the source."""
+    write_video(tmp_path / "whole.mp4", carphone, 30, gop=12)
+    copy_cut(tmp_path / "whole.mp4", tmp_path / f"cut{suffix}", 40 / 30, 1.5)
+    assert_exact(tmp_path / f"cut{suffix}")
+    first = 40 if suffix == ".mp4" else 36
+    frames, _ = decode_frames(tmp_path / f"cut{suffix}", [0, 20])
+    np.testing.assert_array_equal(frames, decode_frames(tmp_path / "whole.mp4", [first, first + 20])[0])
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".ts"])
+def test_cut_that_starts_between_keyframes(tmp_path, carphone, suffix, fast_path_only):
+    """What precedes the first keyframe cannot be decoded, and is not offered."""
+    write_video(tmp_path / "whole.mp4", carphone, 30, gop=12)
+    copy_cut(tmp_path / "whole.mp4", tmp_path / f"cut{suffix}", 40 / 30, 1.5, at_keyframe=False)
+    assert_exact(tmp_path / f"cut{suffix}")
+    frames, _ = decode_frames(tmp_path / f"cut{suffix}", [0])
+    np.testing.assert_array_equal(frames, decode_frames(tmp_path / "whole.mp4", [48])[0])
+
+
+def test_a_seek_spares_what_is_not_needed(tmp_path, carphone, monkeypatch):
+    """Two frames of a file with a keyframe every 12: at most 12 packets each reach the decoder, from one opening."""
+    write_video(tmp_path / "clip.mp4", carphone, 30, gop=12)
+    given, opened = [], []
+    run, open_ = Video._decode_run, Video._open
+
+    class Counting:
+        def __init__(self, decoder):
+            self.decoder = decoder
+            self.name = decoder.name
+
+        def decode(self, packet):
+            given.append(packet)
+            return self.decoder.decode(packet)
+
+    def counting(self, *arguments):
+        self._decoder = Counting(self._decoder) if not isinstance(self._decoder, Counting) else self._decoder
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Video, "_decode_run", counting)
+    monkeypatch.setattr(Video, "_open", lambda self: (opened.append(1), open_(self))[1])
+    decode_frames(tmp_path / "clip.mp4", [23, 118])
+    assert len([packet for packet in given if packet is not None]) <= 24
+    assert len(opened) == 1
+
+
+def test_runs_by_brute_force():
+    """Each packet is decoded from a keyframe that governs it, none is lost, and no run could be split further."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        count = int(generator.integers(3, 30))
+        packets = np.argsort(np.argsort(np.arange(count) + generator.uniform(0, 4, count)))  # a mild reordering
+        packets[0] = -1
+        keyframes = np.union1d([0], generator.choice(count, size=count // 4))
+        index = VideoIndex(np.arange(count) * 1.0, packets, np.argsort(packets), keyframes)
+        positions = np.unique(generator.integers(count, size=5)).tolist()
+
+        def governing(position, packets=packets, keyframes=keyframes):
+            return max(k for k in keyframes if k <= position and packets[k] <= packets[position])
+
+        runs = index.runs(positions)
+        assert [position for _, run in runs for position in run] == positions
+        for start, run in runs:
+            assert start in keyframes
+            assert start <= min(governing(position) for position in run)
+        for (_, earlier), (start, _) in pairwise(runs):
+            assert start > earlier[-1] + 1
+
+
+# Files that the fast path cannot serve
+
+
+def test_raw_stream_has_no_times(tmp_path, carphone):
+    with av.open(tmp_path / "clip.h264", "w", format="h264") as container:
+        stream = container.add_stream(X264, rate=25, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 176, 144, "yuv420p"
+        for image in carphone[:40]:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    index = read_index(tmp_path / "clip.h264")
+    assert index.sequential
+    assert len(index.times) == 40
+    frames, times = decode_frames(tmp_path / "clip.h264", [30, 7])
+    np.testing.assert_array_equal(frames, decode_all(tmp_path / "clip.h264")[0][[30, 7]])
+    np.testing.assert_array_equal(times, index.times[[30, 7]])
+    assert np.abs(frames.astype(int) - carphone[[30, 7]]).mean() < 6
+
+
+def test_h264_in_avi_keeps_its_order(tmp_path, carphone):
+    """AVI states no presentation times: with B-frames, taking them from the packets would shuffle the frames."""
+    write_video(tmp_path / "clip.avi", carphone, 25, b_frames=3)
+    frames, times = decode_frames(tmp_path / "clip.avi", np.arange(30, 60))
+    for number, frame in zip(range(30, 60), frames, strict=True):
+        errors = [np.abs(frame.astype(int) - image).mean() for image in carphone[28:62]]
+        assert int(np.argmin(errors)) + 28 == number
+    np.testing.assert_allclose(np.diff(times), 1 / 25)
+
+
+def test_gradual_refresh_is_exact_though_slow(tmp_path, carphone):
+    """A stream without a single intra frame after the first: what it calls keyframes are none yet."""
+    write_video(tmp_path / "clip.ts", carphone, 30, options={"x264-params": "intra-refresh=1"})
+    assert_exact(tmp_path / "clip.ts", draws=4)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mpeg2video", "libx265"])
+def test_false_keyframes_are_noticed(tmp_path, carphone, codec):
+    """An mp4 without its table of keyframes calls every packet one, which FFmpeg believes for these codecs."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec}")
+    write_video(tmp_path / "clip.mp4", carphone[:60], 30, gop=30, codec=codec)
+    content = (tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "clip.mp4").write_bytes(content.replace(b"stss", b"free"))
+    assert len(read_index(tmp_path / "clip.mp4").keyframes) == 60
+    assert_exact(tmp_path / "clip.mp4", draws=6)
+
+
+def test_damage_in_the_middle_gives_the_nearest_frames(tmp_path, carphone):
+    path = tmp_path / "clip.mp4"
+    write_video(path, carphone, 30, gop=12, codec="libx264")
+    index = read_index(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)
+    path.write_bytes(content)
+    everything, at = decode_all(path)
+    assert len(at) < len(index.times)
+    numbers = np.arange(0, 120, 7)
+    for number in numbers:
+        frames, times = decode_frames(path, [number])
+        nearest = int(np.argmin(np.abs(at - index.times[number])))
+        assert times[0] == at[nearest]
+        np.testing.assert_array_equal(frames[0], everything[nearest])
+
+
+def test_a_transport_stream_that_breaks_off(tmp_path, carphone):
+    path = tmp_path / "clip.ts"
+    write_video(path, carphone, 30)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    count = len(read_index(path).times)
+    assert 50 < count < 120
+    frames, _ = decode_frames(path, [0, count // 2])
+    assert np.abs(frames.astype(int) - carphone[[0, count // 2]]).mean() < 6
+
+
+def test_a_stream_that_appears_in_the_middle(videos, monkeypatch):
+    """PyAV's demuxer raises IndexError at a packet of a stream that it did not know of when it opened the file."""
+    with Video(videos / "b_30.mp4") as video:
+        packets = list(video._packets())
+
+    class Container:
+        rest = iter(packets)
+
+        def demux(self, _):
+            for number, packet in enumerate(self.rest):
+                yield packet
+                if number == 20:
+                    raise IndexError("list index out of range")
+
+    video._container = Container()
+    assert list(video._packets()) == packets
+
+
+# Turned frames
+
+
+def turned(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Write a rotation into the display matrix of an mp4's track header: (a, b, c, d) of ISO 14496-12, 8.3.2."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of dates, ids and volume
+    values = [0] * 9
+    values[0], values[1], values[3], values[4], values[8] = (*(value << 16 for value in matrix), 1 << 30)
+    content[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in values)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "clockwise"), [((1, 0, 0, 1), 0), ((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3)]
+)
+def test_rotation_is_applied(tmp_path, carphone, matrix, clockwise):
+    """A point (x, y) of the picture is shown at (ax + cy, bx + dy), y downwards."""
+    path = tmp_path / "phone.mp4"
+    write_video(path, carphone[:20], 30)
+    upright, _ = decode_all(path)
+    turned(path, matrix)
+    os.utime(path, ns=(1, 1))  # the same size, perhaps within the clock's tick
+    expected = np.rot90(upright, k=-clockwise, axes=(1, 2))
+    np.testing.assert_array_equal(decode_all(path)[0], expected)
+    np.testing.assert_array_equal(decode_frames(path, [11, 3])[0], expected[[11, 3]])
+
+
+# Bad files
+
+
+def text(path):
+    path.write_text("This is not a video. " * 100)
+
+
+def playlist(path):
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:9/segment.ts\n#EXT-X-ENDLIST\n")
+
+
+def sound(path):
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(16000))
+
+
+def headless(path):
+    """An mp4 whose table of contents, at its end, was not written."""
+    write_video(path, np.zeros((10, 32, 32, 3), np.uint8), 25)
+    path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"moov") - 4])
+
+
+def bodiless(path):
+    """A readable header, and nothing but zeros where the frames should be."""
+    write_video(path, np.random.default_rng(0).integers(0, 255, (10, 32, 32, 3), dtype=np.uint8), 25)
+    content = bytearray(path.read_bytes())
+    start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: None, "cannot be read"),
+        (lambda path: path.mkdir(), "not a regular file"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.touch(), "is empty"),
+        (text, "cannot be opened as a video"),
+        (playlist, "cannot be opened as a video|no frame|no video stream"),
+        (sound, "has no video stream"),
+        (headless, "cannot be opened as a video"),
+        (bodiless, "has no frame that can be decoded"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, make, reason):
+    path = tmp_path / "clip.mp4"
+    make(path)
+    for decode in (decode_all, lambda path: decode_frames(path, [0])):
+        with pytest.raises(DecodeError, match=reason) as caught:
+            decode(path)
+        assert caught.value.path == str(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_frames_that_change_size(tmp_path, carphone):
+    """Two recordings joined byte by byte, as transport streams may be."""
+    write_video(tmp_path / "large.ts", carphone[:20], 30)
+    write_video(tmp_path / "small.ts", carphone[:20, :96, :96], 30)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes((tmp_path / "large.ts").read_bytes() + (tmp_path / "small.ts").read_bytes())
+    count = len(read_index(joined).times)
+    for decode in (decode_all, lambda path: decode_frames(path, [0, count - 1])):
+        with pytest.raises(DecodeError, match="change size, from .96, 96. to .144, 176."):
+            decode(joined)
+
+
+def test_numbers_out_of_range(videos):
+    path = videos / "b_30.mp4"
+    for numbers in ([90], [-1], []):
+        with pytest.raises(IndexError):
+            decode_frames(path, numbers)
+
+
+# The cache of indices
+
+
+def test_a_changed_file_is_read_again(tmp_path, moving_frames):
+    write_video(tmp_path / "clip.mp4", moving_frames, 30)
+    assert len(read_index(tmp_path / "clip.mp4").times) == 90
+    write_video(tmp_path / "clip.mp4", moving_frames[:50], 30)
+    assert len(read_index(tmp_path / "clip.mp4").times) == 50
+
+
+def test_a_known_file_is_not_scanned_again(videos, monkeypatch):
+    read_index(videos / "b_30.mp4")
+    monkeypatch.setattr(Video, "_read_index", None)
+    assert len(read_index(videos / "b_30.mp4").times) == 90
+
+
+def test_the_cache_stays_small(videos, monkeypatch):
+    monkeypatch.setattr(decoding, "_cache", decoding._Cache())
+    monkeypatch.setattr(decoding, "CACHED_FRAMES", 200)
+    for _ in range(2):
+        for path in sorted(videos.iterdir()):
+            read_index(path)
+            assert len(decoding._cache._indices) <= 2
+            assert decoding._cache._frames == sum(len(index.times) for index in decoding._cache._indices.values())

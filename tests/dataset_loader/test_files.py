@@ -1,0 +1,97 @@
+"""What is found below a folder, and that training and test stay apart."""
+
+from pathlib import Path
+
+import pytest
+
+from dataset_loader import check_disjoint, find_videos, hold_out
+from mae.files import InputError
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_all_videos_below_a_folder(tmp_path):
+    touch(*(tmp_path / name for name in ("b.mp4", "a/c.MKV", "a/d/e.webm", "z.avi", "f.mov", "clip.part.ts")))
+    touch(*(tmp_path / name for name in (".hidden.mp4", ".git/g.mp4", "notes.txt", "mp4", "h.mp4.part")))
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    outside = tmp_path.parent / f"{tmp_path.name}_elsewhere"
+    touch(outside / "linked.mp4")
+    (tmp_path / "link").symlink_to(outside)
+    found = find_videos(tmp_path)
+    assert found == sorted(found)
+    assert [str(Path(path).relative_to(tmp_path)) for path in found] == [
+        "a/c.MKV",
+        "a/d/e.webm",
+        "b.mp4",
+        "clip.part.ts",
+        "f.mov",
+        "link/linked.mp4",
+        "z.avi",
+    ]
+
+
+def test_a_list_of_files(tmp_path):
+    touch(tmp_path / "b.mp4", tmp_path / "a.anything")
+    assert find_videos([tmp_path / "b.mp4", str(tmp_path / "a.anything")]) == [
+        str(tmp_path / "a.anything"),
+        str(tmp_path / "b.mp4"),
+    ]
+
+
+def test_nothing_found_is_said(tmp_path):
+    with pytest.raises(InputError, match="holds no video"):
+        find_videos(tmp_path)
+    with pytest.raises(InputError, match="missing is not a folder"):
+        find_videos(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"gone\.mp4 does not exist"):
+        find_videos([tmp_path / "gone.mp4"])
+    with pytest.raises(InputError, match="list of videos is empty"):
+        find_videos([])
+
+
+def test_hold_out_is_stable():
+    paths = [f"videos/clip_{number:04}.mp4" for number in range(2000)]
+    train, held_out = hold_out(paths, 0.12)
+    assert sorted(train + held_out) == paths
+    assert 190 < len(held_out) < 290
+    fewer, still = hold_out(paths[::2], 0.12)
+    assert set(fewer) <= set(train)
+    assert set(still) <= set(held_out)
+    assert [Path(path).stem for path in hold_out([f"other/{Path(p).stem}.mkv" for p in paths], 0.12)[1]] == [
+        Path(path).stem for path in held_out
+    ]
+    assert set(held_out) <= set(hold_out(paths, 0.3)[1])
+    assert hold_out(paths, 0) == (paths, [])
+
+
+def test_whole_families_are_held_out():
+    paths = [f"{family}_{number}.mp4" for family in ("robot", "street", "sea") for number in range(100)]
+    train, held_out = hold_out(paths, 0.1, ["street"])
+    assert not any(path.startswith("street") for path in train)
+    assert any(path.startswith("sea") for path in held_out)
+    assert any(path.startswith("sea") for path in train)
+    with pytest.raises(InputError, match="family strete"):
+        hold_out(paths, 0.1, ["strete"])
+    for share in (-0.1, 1):
+        with pytest.raises(InputError, match="share to hold out"):
+            hold_out(paths, share)
+
+
+def test_training_and_test_are_kept_apart(tmp_path):
+    touch(tmp_path / "train" / "a.mp4", tmp_path / "test" / "b.mp4", tmp_path / "train" / "deep" / "c.mp4")
+    check_disjoint(tmp_path / "train", tmp_path / "test")
+    for train, test in (
+        ("train", "train/deep"),
+        ("train/deep", "train"),
+        ("train", "train"),
+        ("train/../test", "test"),
+    ):
+        with pytest.raises(InputError, match="lies in"):
+            check_disjoint(tmp_path / train, tmp_path / test)
+    (tmp_path / "test" / "other name.mp4").symlink_to(tmp_path / "train" / "a.mp4")
+    with pytest.raises(InputError, match="are one file"):
+        check_disjoint(tmp_path / "train", tmp_path / "test")

@@ -1,0 +1,175 @@
+"""The pairs that are drawn follow the distribution that the paper states, at every frame rate."""
+
+import numpy as np
+import pytest
+import torch
+
+from dataset_loader import RandomTemporalSubsample
+from mae.files import InputError
+
+VARIABLE = np.cumsum(np.random.default_rng(3).uniform(0.005, 0.12, 80))
+CLIPS = {
+    "30 fps": np.arange(90) / 30,
+    "25 fps": np.arange(75) / 25,
+    "6 fps": np.arange(20) / 6,
+    "60 fps, starts late": 7.5 + np.arange(150) / 60,
+    "29.97 fps, rounded to milliseconds": np.round(np.arange(90) * 1001 / 30000, 3),
+    "variable": VARIABLE,
+    "a second": np.arange(31) / 30,
+    "four frames": np.arange(5) / 30,
+    "too short": np.arange(4) / 30,
+    "two frames, a minute apart": np.array([0.0, 60.0]),
+}
+
+
+def by_brute_force(times: np.ndarray, min_gap: int, max_gap: int) -> np.ndarray:
+    """The definition in nested loops: probability of (past, future)."""
+    table = np.zeros((len(times), len(times)))
+    fitting = [g for g in range(min_gap, max_gap + 1) if g / 30 <= times[-1] - times[0] + 1e-3]
+    if not fitting:
+        table[0, len(times) - 1] = 1
+    for g in fitting:
+        candidates = [k for k in range(len(times) - 1) if times[k] <= times[-1] - g / 30 + 1e-3]
+        widths = []
+        for k in candidates:
+            left = times[k] - times[k - 1] if k else times[1] - times[0]
+            right = times[k + 1] - times[k]
+            widths.append((left + right) / 2)
+        for k, width in zip(candidates, widths, strict=True):
+            later = range(k + 1, len(times))
+            nearest = min(later, key=lambda j: (round(abs(times[j] - times[k] - g / 30), 9), j))
+            table[k, nearest] += width / sum(widths) / len(fitting)
+    return table
+
+
+def chi_square_is_plausible(counts: np.ndarray, probabilities: np.ndarray) -> bool:
+    """Pearson's statistic lies within five standard deviations; what is expected fewer than five times is pooled."""
+    expected = probabilities * counts.sum()
+    common = expected >= 5
+    observed = np.append(counts[common], counts[~common].sum())
+    expected = np.append(expected[common], expected[~common].sum())
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    freedom = max(len(expected) - 1, 1)
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    return statistic < freedom + 5 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("gaps", [(4, 48), (1, 3), (10, 10)])
+def test_the_stated_distribution_is_the_definition(name, gaps):
+    table = RandomTemporalSubsample(*gaps).probabilities(CLIPS[name])
+    np.testing.assert_allclose(table, by_brute_force(CLIPS[name], *gaps), atol=1e-12)
+    assert table.sum() == pytest.approx(1)
+    assert np.tril(table).max() == 0  # the future is never the past, nor before it
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_draws_follow_it(name):
+    times = CLIPS[name]
+    pairs = RandomTemporalSubsample(repeated_sampling=20_000).draw(times, np.random.default_rng(0))
+    counts = np.zeros((len(times), len(times)))
+    np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
+    table = RandomTemporalSubsample().probabilities(times)
+    assert counts[table == 0].sum() == 0
+    assert chi_square_is_plausible(counts, table)
+
+
+def test_every_gap_is_equally_likely_both_ends_included():
+    """At 30 fps the gap is 4, 5, … 48 frames with 1/45 each (not 4…47), and f1 is uniform over what a gap leaves."""
+    times = np.arange(100) / 30
+    table = RandomTemporalSubsample(4, 48).probabilities(times)
+    gaps = np.array([np.trace(table, offset=gap) for gap in range(100)])
+    np.testing.assert_allclose(gaps[4:49], 1 / 45)
+    assert gaps[:4].sum() + gaps[49:].sum() == 0
+    for gap in (4, 30, 48):
+        np.testing.assert_allclose(np.diagonal(table, offset=gap), 1 / 45 / (100 - gap))
+
+
+@pytest.mark.parametrize("fps", [6, 25, 50, 60])
+def test_a_gap_is_a_time_whatever_the_rate(fps):
+    """The mean gap is 26/30 s at every rate, up to the rounding to frames; counted in frames it would vary tenfold."""
+    times = np.arange(0, 10 * fps) / fps
+    table = RandomTemporalSubsample(4, 48).probabilities(times)
+    past, future = np.nonzero(table)
+    mean = ((times[future] - times[past]) * table[past, future]).sum()
+    assert mean == pytest.approx(26 / 30, abs=0.01)
+
+
+def test_the_first_frame_is_uniform_over_time():
+    """At a variable rate a burst of frames does not attract the draws."""
+    times = np.concatenate([np.arange(0, 5, 0.5), 5 + np.arange(0, 5, 0.05)])  # 10 frames, then 100, 5 s each
+    past = RandomTemporalSubsample(1, 3).probabilities(times).sum(axis=1)
+    assert past[:10].sum() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize(("frames", "longest"), [(5, 4), (31, 30), (49, 48), (200, 48)])
+def test_the_longest_gap_that_fits_is_used(frames, longest):
+    """Also where the container rounded the times to milliseconds."""
+    for times in (
+        np.arange(frames) / 30,
+        np.round(np.arange(frames) / 30, 3),
+        np.floor(np.arange(frames) / 0.03) / 1e3,
+    ):
+        table = RandomTemporalSubsample(4, 48).probabilities(times)
+        assert table[:, :][np.arange(frames - longest), np.arange(longest, frames)].sum() == pytest.approx(
+            1 / (longest - 3)
+        )
+
+
+def test_a_clip_shorter_than_the_gap_uses_what_it_has():
+    pairs = RandomTemporalSubsample(4, 48, repeated_sampling=3).draw(np.arange(3) / 30, np.random.default_rng(0))
+    assert pairs.tolist() == [[0, 2]] * 3
+
+
+def test_repeated_pairs_are_independent():
+    """Each of R pairs has the whole distribution: no sorting of gaps against each other, f2 relative to its own f1."""
+    times = np.arange(90) / 30
+    generator = np.random.default_rng(1)
+    sampler = RandomTemporalSubsample(4, 48, repeated_sampling=4)
+    pairs = np.stack([sampler.draw(times, generator) for _ in range(4000)])  # [draws, R, 2]
+    gaps = pairs[:, :, 1] - pairs[:, :, 0]
+    assert gaps.min() == 4
+    assert gaps.max() == 48
+    table = sampler.probabilities(times)
+    for row in range(4):
+        counts = np.zeros((90, 90))
+        np.add.at(counts, (pairs[:, row, 0], pairs[:, row, 1]), 1)
+        assert chi_square_is_plausible(counts, table)
+    correlation = np.corrcoef(np.concatenate([gaps, pairs[:, :, 0]], axis=1).T)
+    assert np.abs(correlation[:4, :4] - np.eye(4)).max() < 0.06
+    assert np.abs(correlation[4:, 4:] - np.eye(4)).max() < 0.06
+
+
+def test_as_a_transform():
+    """On a clip [C, F, H, W] it leaves the two frames that `draw` names; with R > 1 a leading dimension of pairs."""
+    video = torch.arange(3 * 60 * 2 * 5).reshape(3, 60, 2, 5)
+    sampler = RandomTemporalSubsample()
+    (pair,) = sampler.draw(np.arange(60) / 30, np.random.default_rng(5))
+    assert torch.equal(sampler(video, generator=np.random.default_rng(5)), video[:, pair])
+    assert torch.equal(
+        RandomTemporalSubsample(temporal_dim=1)(video, generator=np.random.default_rng(5)), video[:, pair]
+    )
+    pairs = RandomTemporalSubsample(repeated_sampling=3).draw(np.arange(60) / 10, np.random.default_rng(6))
+    repeated = RandomTemporalSubsample(repeated_sampling=3)(video, np.arange(60) / 10, np.random.default_rng(6))
+    assert torch.equal(repeated, torch.stack([video[:, pair] for pair in pairs]))
+
+
+def test_as_a_transform_torch_seed_decides():
+    video = torch.arange(60).view(60, 1, 1).expand(60, 2, 2)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(torch.stack([RandomTemporalSubsample()(video) for _ in range(5)]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_bad_values_are_named():
+    for arguments in ({"min_gap": 0}, {"min_gap": 9, "max_gap": 8}, {"repeated_sampling": 0}, {"fps": 0}):
+        with pytest.raises(InputError):
+            RandomTemporalSubsample(**arguments)
+    for times in ([], [1.0], [0.0, 0.0], [1.0, 0.5]):
+        with pytest.raises(InputError):
+            RandomTemporalSubsample().draw(np.array(times), np.random.default_rng(0))
+    with pytest.raises(InputError, match="3 times were given for 4 frames"):
+        RandomTemporalSubsample()(torch.zeros(4, 2, 2), np.arange(3.0))

@@ -1,0 +1,101 @@
+"""The folders are the diagram: who may import whom, and what an import may cost."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"mae", "ml", "dataset_loader", "evaluation", "cli"}
+MAY_IMPORT = {"mae": set(), "ml": {"mae"}, "dataset_loader": {"mae"}, "evaluation": {"mae"}, "cli": PACKAGES - {"cli"}}
+
+
+def imports(path: Path):
+    """(module, at the top of the file?) of every import, also those inside functions and `if TYPE_CHECKING`."""
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield (node.module or "").split(".")[0], id(node) in top
+
+
+@pytest.mark.parametrize("package", sorted(p for p in PACKAGES if (ROOT / p).is_dir()))
+def test_packages_import_only_what_lies_below_them(package):
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in (ROOT / package).rglob("*.py")
+        for module, _ in imports(path)
+        if module in PACKAGES | {"tests", "benchmarks"} and module not in MAY_IMPORT[package] | {package}
+    ]
+    assert wrong == []
+
+
+def test_mae_stands_on_torch_and_timm():
+    """`requests` and `tqdm`, for downloads, and `safetensors` are imported inside the functions that need them."""
+    allowed = {"torch", "timm", "mae"} | sys.stdlib_module_names
+    at_the_top = {(p.name, m) for p in (ROOT / "mae").glob("*.py") for m, top in imports(p) if top and m not in allowed}
+    assert at_the_top == set()
+
+
+def test_nothing_heavy_comes_with_the_models():
+    code = (
+        "import sys, mae.models_mae, mae.weights, ml.SiamMAE, ml.utils, ml.presets;"
+        "print([m for m in ('av', 'matplotlib', 'requests', 'sklearn', 'dataset_loader', 'IPython', 'scipy', 'cv2')"
+        " if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_the_conda_environment_installs_this_project():
+    environment = yaml.safe_load((ROOT / "env.yml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert environment["name"] == project["name"] == "siammae"
+    python, pip, through_pip = environment["dependencies"]
+    assert python == f"python{project['requires-python']}" and pip == "pip"
+    (own,) = through_pip["pip"]
+    path, _, extras = own.removeprefix("-e ").rstrip("]").partition("[")
+    assert path == "." and set(extras.split(",")) <= set(project["optional-dependencies"])
+    named = {"torch", "timm", "torchvision", "av", "matplotlib", "numpy", "jupyter", "requests"}  # by the user
+    assert named <= {line.split(">=")[0] for line in project["dependencies"]}
+    assert "pytorchvideo" in project["optional-dependencies"] and "pytorchvideo" in extras
+
+
+def test_lower_bounds_only_and_constraints_that_satisfy_them():
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    tried = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, version = line.split("==")
+        tried[canonicalize_name(name)] = version
+    wanted = [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    for requirement in wanted:
+        if requirement.name == project["name"]:
+            continue
+        assert all(s.operator == ">=" for s in requirement.specifier), f"{requirement} is more than a lower bound"
+        assert requirement.specifier.contains(tried[canonicalize_name(requirement.name)]), requirement
+
+
+def test_no_committed_file_names_a_place_of_one_machine():
+    files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT).stdout.split()
+    if not files:
+        pytest.skip("not a git checkout")
+    homes = tuple(f"/{name}/" for name in ("root", "home", "work", "Users"))
+    texts = [f for f in files if Path(f).suffix in {".py", ".md", ".toml", ".yml", ".txt", ".ipynb", ""}]
+    found = [
+        f"{name}:{number}: {line.strip()[:80]}"
+        for name in texts
+        if (ROOT / name).is_file()
+        for number, line in enumerate((ROOT / name).read_text(errors="ignore").splitlines(), 1)
+        if any(home in line for home in homes) and "for name in (" not in line
+    ]
+    assert found == []
