@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
@@ -38,6 +39,7 @@ def download(
     longest_wait: float = 60.0,
     timeout: tuple[float, float] = (10.0, 60.0),
     progress: bool = True,
+    say: Callable[[str], object] | None = None,
 ) -> Path:
     """Bring `url` to the file `target` and return its path; a good file that is there is kept without a request.
 
@@ -45,7 +47,8 @@ def download(
     `check(path)` does not raise `InputError`. A broken connection, a 5xx or a 429 is tried again, up to `retries` times
     in a row without a new byte, after `backoff`, 2 `backoff`, 4 `backoff` … seconds or what the server asks for, never
     more than `longest_wait`; a server that has not answered once is given up sooner. `timeout` is (connect, read) in
-    seconds. A second call for the same target, in whatever process, waits for the first.
+    seconds. A second call for the same target, in whatever process, waits for the first. `progress` shows a bar and
+    prints why it waits, unless `say` is given, which is then told instead.
 
     Raises `InputError` for everything else: no connection, 404, a wrong type or size, a full disk, a bad file at
     `target` (which stays). What had arrived stays for the next call, unless it was found to be bad.
@@ -58,7 +61,7 @@ def download(
         if not target.exists():
             with _locked(part, sidecar) as file:
                 if not target.exists():  # or else it was finished while we waited for the lock
-                    transfer = _Transfer(url, target, file, sidecar, expected_size, timeout, progress)
+                    transfer = _Transfer(url, target, file, sidecar, expected_size, timeout, progress, say)
                     transfer.until_complete(retries, backoff, longest_wait)
                     if fault := _fault(part, target.suffix, expected_size, check):
                         file.truncate(0)
@@ -67,6 +70,8 @@ def download(
                         os.replace(part, target)
                         return target
                     file.truncate(0)  # someone put theirs there meanwhile: it is judged below
+        if not part.exists():
+            sidecar.unlink(missing_ok=True)  # left by a kill right after the renaming
     except OSError as error:
         raise InputError(f"{target} cannot be written: {error}") from error
     if fault := _fault(target, target.suffix, expected_size, check):
@@ -107,6 +112,7 @@ class _Transfer:
     expected_size: int | None
     timeout: tuple[float, float]
     progress: bool
+    say: Callable[[str], object] | None
     answered: bool = False  # whether the server has answered at all
 
     def until_complete(self, retries: int, backoff: float, longest_wait: float) -> None:
@@ -138,8 +144,8 @@ class _Transfer:
                 kept = f", {self.size():,} bytes are kept for the next time" if self.size() else ""
                 raise InputError(f"{name} could not be fetched from {host} ({reason}){kept}; {self.by_hand()}")
             wait = min(backoff * 2 ** (failures - 1) if wait is None else wait, longest_wait)
-            if self.progress:
-                print(f"{name}: {reason}; again in {wait:.0f} s", flush=True)
+            if say := self.say or (partial(print, flush=True) if self.progress else None):
+                say(f"{name}: {reason}; again in {wait:.0f} s")
             time.sleep(wait)
 
     def attempt(self) -> None:

@@ -62,6 +62,7 @@ def load_pretrained(path: str | Path, arch: str, **overrides: Any) -> MaskedAuto
     normalised = getattr(checkpoint.get("args"), "norm_pix_loss", path.name.startswith("mae_pretrain_"))
     model = ARCHITECTURES[arch](**{"norm_pix_loss": encoder_only or bool(normalised), **overrides})
     load_strictly(model, state, allowed_missing=_POSITIONS + (_DECODER if encoder_only else ()), source=path)
+    model.decoder_is_pretrained = not encoder_only
     return model
 
 

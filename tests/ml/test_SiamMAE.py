@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from mae.files import InputError
 from mae.masking import random_masking
-from mae.models_mae import MAEEncoder, MaskedAutoencoderViT
+from mae.models_mae import ARCHITECTURES, MAEEncoder, MaskedAutoencoderViT
 from mae.patches import normalize, normalize_patches
 from ml.SiamMAE import MODELS, CrossDecoder, SiamMAE, build_model
 
@@ -102,6 +102,22 @@ def test_around_maes_decoder_it_begins_as_mae():
         part = CrossDecoder.around(mae, kind)
         assert torch.equal(part.blocks[1].mlp.fc1.weight, mae.decoder_blocks[1].mlp.fc1.weight)
         assert torch.equal(part.pred.weight, mae.decoder_pred.weight)
+
+
+@torch.no_grad()
+def test_public_weights_bring_their_decoder_along(tmp_path):
+    """`mae_visualize_*` has a decoder, around which SiamMAE's is built; `mae_pretrain_*` has none: a new one."""
+    mae = perturbed(ARCHITECTURES["mae_vit_tiny_patch16"](norm_pix_loss=False))
+    torch.save({"model": mae.state_dict()}, tmp_path / "mae_visualize_vit_tiny.pth")
+    model = build_model("siammae_tiny_patch16", weights=str(tmp_path / "mae_visualize_vit_tiny.pth"), mask_ratio=0.9)
+    video, noise = torch.rand(1, 2, 3, 224, 224), torch.rand(1, 196)
+    torch.testing.assert_close(model(video, noise=noise)[1], mae(video[:, 1], 0.9, noise=noise)[1], rtol=0, atol=1e-5)
+    assert model.norm_pix_loss is False and model.config["norm_pix_loss"] is False
+    state = {key: value for key, value in mae.state_dict().items() if "decoder" not in key and key != "mask_token"}
+    torch.save({"model": state}, tmp_path / "mae_pretrain_vit_tiny.pth")
+    model = build_model("siammae_tiny_patch16", weights=str(tmp_path / "mae_pretrain_vit_tiny.pth"))
+    assert model.norm_pix_loss and model.decoder.blocks[0].cross.proj.weight.any()
+    assert torch.equal(model.encoder.norm.weight, mae.norm.weight)
 
 
 def test_the_decoder_equals_attention_written_out():
