@@ -48,7 +48,9 @@ def main(
     if wrong := own.keys() - possible:
         raise InputError(f"--{min(wrong).replace('_', '-')} does not go with {what}")
     options: dict[str, Any] = dict(out=out, jobs=jobs, shard=shard, keep_archives=keep_archives)
-    if what == "list":
-        download_list(list_ or "", **options)
+    if what == "kinetics":
+        download_kinetics(**own, **options)
+    elif what == "davis":
+        download_davis(**own, **options)
     else:
-        (download_kinetics if what == "kinetics" else download_davis)(**own, **options)
+        download_list(own["list"], **options)

@@ -10,6 +10,7 @@ import tyro
 from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
 from ml.presets import PRESETS, RunConfig, preset
 from ml.SiamMAE import build_model
+from ml.tracking import TrackerKind
 from ml.utils import best_device, leave_cores, train
 
 
@@ -31,6 +32,8 @@ class Arguments:
     """what the run's name begins with"""
     root: Path = Path()
     """folder that holds losses/ and checkpoints/"""
+    tracker: TrackerKind = "none"
+    """wandb: report to Weights & Biases too, offline unless WANDB_MODE=online"""
     device: str | None = None
     """cuda, mps, cpu; default: the best there is"""
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
@@ -75,7 +78,7 @@ def run(arguments: Arguments) -> str:
         leave_cores(config.workers)
     name = train(
         model, loader, prefix=arguments.prefix, device=device, resume=arguments.resume, root=arguments.root,
-        **config.train_arguments,
+        tracker=arguments.tracker,        **config.train_arguments,
     )  # fmt: skip
     root = arguments.root
     print(f"losses: {root / 'losses' / name}.txt and .png; checkpoints: {root / 'checkpoints' / name}/")

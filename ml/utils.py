@@ -21,6 +21,7 @@ from ml.logs import EpochLoss, append_line, cut_after, mean_over_pairs, read_los
 from ml.optimisation import make_optimizer, make_scheduler
 from ml.reconstruction import Statistics, reconstruct
 from ml.SiamMAE import SiamMAE
+from ml.tracking import TrackerKind, make_tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,6 +92,7 @@ def train(
     resume: str | Path | None = None,
     root: str | Path = ".",
     config: dict[str, Any] | None = None,
+    tracker: TrackerKind = "none",
     progress: bool = True,
 ) -> str:
     """Train, and return the run's name, `<prefix><date>_<time>`.
@@ -100,7 +102,7 @@ def train(
     to `checkpoints/<run>/last.pt`; every `num_epochs_per_save` epochs, and at the end, `<epoch>.pt` and a figure of the
     first pair of the run are kept as well. resume: a run (or a checkpoint) to go on with, exactly as if it had never
     stopped; an interruption loses at most the running epoch. root: the folder that holds `losses/` and `checkpoints/`.
-    config: plain values that are to be kept with the weights.
+    config: plain values that are to be kept with the weights. tracker: `wandb` reports there as well.
     """
     device, root = best_device(device), Path(root)
     model.to(device)
@@ -122,6 +124,7 @@ def train(
         cut_after(root / "losses" / f"{run}.txt", first - 1)
     folder, log = root / "checkpoints" / run, root / "losses" / f"{run}.txt"
 
+    reporter = make_tracker(tracker, run, dict(model=model.config, train=settings, run=config), root)
     sample: dict[str, Any] = {}
     pairs: list[int] = []
     bar = tqdm(
@@ -153,6 +156,7 @@ def train(
             line = EpochLoss(epoch, mean_over_pairs(losses, pairs), losses)
             _must_be_finite(line.mean, epoch, len(pairs), scheduler.get_last_lr()[0], run, [])
             append_line(log, line)
+            pictures: dict[str, Path] = {}
             checkpoint = dict(
                 model=model.state_dict(), optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict(),
                 epoch=epoch, step=epoch * len(data_loader), losses=losses, run=run, settings=settings,
@@ -161,13 +165,15 @@ def train(
             save_checkpoint(folder / "last.pt", checkpoint)
             if epoch % num_epochs_per_save == 0 or epoch == epochs:
                 save_checkpoint(folder / f"{epoch}.pt", checkpoint)
-                _plot_progress(model, sample, device, folder, log, epoch)
+                pictures = _plot_progress(model, sample, device, folder, log, epoch)
+            reporter.log(epoch, {"loss": line.mean, "lr": float(scheduler.get_last_lr()[0])}, pictures)
     except KeyboardInterrupt:
         kept = f"{epoch - 1} epochs are kept; go on with resume={run!r}" if epoch > 1 else "no epoch was finished"
         print(f"\nstopped in epoch {epoch} of {epochs}: {kept}", file=sys.stderr)
         raise
     finally:
         bar.close()
+        reporter.close()
     return run
 
 
@@ -309,11 +315,13 @@ def _must_be_finite(loss: float, epoch: int, step: int, lr: Any, run: str, paths
         )
 
 
-def _plot_progress(model: SiamMAE, sample: dict[str, Any], device: torch.device, folder: Path, log: Path, epoch: int):
+def _plot_progress(
+    model: SiamMAE, sample: dict[str, Any], device: torch.device, folder: Path, log: Path, epoch: int
+) -> dict[str, Path]:
     """The run's first pair as the model sees it now, and the loss so far: into files, and into a running notebook."""
     from ml.figures import loss_figure, save_figure, show
 
     figure = plot_sample(sample, model, device)
-    save_figure(figure, folder / f"{epoch}.png")
-    save_figure(loss_figure({log.stem: read_losses(log)}), log.with_suffix(".png"))
     show(figure)
+    curve = save_figure(loss_figure({log.stem: read_losses(log)}), log.with_suffix(".png"))
+    return {"reconstruction": save_figure(figure, folder / f"{epoch}.png"), "losses": curve}

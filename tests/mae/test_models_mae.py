@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mae.files import InputError
 from mae.masking import mask_noise, random_masking
@@ -232,3 +234,24 @@ def test_masks_from_seeds_hide_every_patch_equally_often():
     assert (share - 0.75).abs().max() < 0.0068 * 4.5
     together = (masks.T @ masks / 4000)[~torch.eye(36, dtype=bool)]  # exactly 27/36 * 26/35 for two given patches
     assert (together - 27 / 36 * 26 / 35).abs().max() < 0.0079 * 5
+
+
+def test_hidden_patches_cost_nothing_and_attention_is_fused():
+    """Counted, not timed: the embedding multiplies K patches, and no softmax is written out."""
+    model, pixels = MaskedAutoencoderViT(**TINY), torch.randn(2, 3, 48, 48)
+    ids_keep = random_masking(torch.rand(2, 36), 0.75)[0]
+    with FlopCounterMode(display=False) as counter:
+        tokens = model.tokens(pixels, ids_keep)
+    assert counter.get_total_flops() == 2 * 2 * 9 * 192 * 48 and tokens.shape == (2, 10, 48)
+
+    class Names(TorchDispatchMode):
+        seen: set[str] = set()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.seen.add(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Names() as names:
+        model(torch.rand(2, 3, 48, 48))
+    assert any("scaled_dot_product" in name for name in names.seen)
+    assert not any("softmax" in name for name in names.seen)

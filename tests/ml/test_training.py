@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -228,3 +230,29 @@ def test_presets_hold_together():
             RunConfig(**wrong)
     with pytest.raises(InputError, match="micro, demo"):
         preset("macro")
+
+
+def test_a_tracker_hears_of_every_epoch(clips, tmp_path, monkeypatch):
+    """Weights & Biases stands in here as a module that records; it is an extra, and nobody has to have it."""
+    heard = []
+
+    class Run:
+        def log(self, values, step):
+            heard.append((step, sorted(values)))
+
+        def finish(self):
+            heard.append("end")
+
+    def init(**settings):
+        heard.append((settings["mode"], settings["config"]["model"]["mask_ratio"]))
+        return Run()
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Image=lambda path: path))
+    options = dict(epochs=2, num_epochs_per_save=2, device="cpu", root=tmp_path, progress=False)
+    train(tiny(), loader(clips), tracker="wandb", **options)
+    pictures = ["losses", "reconstruction"]
+    assert heard == [("offline", 0.75), (1, ["loss", "lr"]), (2, sorted(["loss", "lr", *pictures])), "end"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"siammae\[wandb\]"):
+        train(tiny(), loader(clips), tracker="wandb", **options)
