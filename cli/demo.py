@@ -62,7 +62,9 @@ def main(data: Path | None = None, preset: str = "demo", out: Path = Path("runs/
         client.execute()
     except CellExecutionError as error:
         failed = error
-    page, _ = HTMLExporter().from_notebook_node(notebook)
+    exporter = HTMLExporter()
+    exporter.log.setLevel("ERROR")  # it would ask for alternative texts
+    page, _ = exporter.from_notebook_node(notebook)
     write_atomically(out / "SiamMAE.html", lambda file: file.write(page.encode()))
     write_atomically(out / "SiamMAE.ipynb", lambda file: file.write(nbformat.writes(notebook).encode()))
     if failed is not None:

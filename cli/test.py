@@ -7,6 +7,7 @@ import tyro
 
 from dataset_loader import get_kinetics_dataset, make_loader
 from ml.checkpoints import find_checkpoint, load_run
+from ml.logs import read_losses
 from ml.presets import RunConfig
 from ml.utils import plot_results_from_checkpoint
 
@@ -37,4 +38,6 @@ def main(
     dataset = get_kinetics_dataset(data, augment=False, **config.dataset_arguments)
     loader = make_loader(dataset, config.batch_size, workers=workers, shuffle=False, drop_last=False)
     plot_results_from_checkpoint(checkpoint, loader, device, samples, root=root)
-    print(f"{len(dataset)} pairs of {len(dataset.paths)} videos: see {root / 'test_losses' / str(saved.get('run'))}*")
+    log = root / "test_losses" / f"{saved['run']}.txt"
+    pairs = f"{len(dataset)} pairs of {len(dataset.paths)} videos"
+    print(f"{saved['run']}, epoch {saved['epoch']}: loss {read_losses(log)[-1].mean:.4f} over {pairs}; see {log}")

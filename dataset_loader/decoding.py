@@ -29,10 +29,8 @@ from mae.files import InputError
 DROPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}
 # The cache of indices holds as many frames as this: some 25 MB, 3,000 clips of ten seconds or nine hours of one film.
 CACHED_FRAMES = 1_000_000
-# Only local files: a playlist that is named like a video must not reach for the network.
-OPEN: dict[str, Any] = {"options": {"protocol_whitelist": "file"}}
-if int(av.__version__.split(".")[0]) < 19:
-    OPEN["metadata_errors"] = "ignore"  # titles need not be UTF-8; from PyAV 19 on that is so without being asked
+# Titles need not be UTF-8; from PyAV 19 on that is so without being asked.
+OPEN: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 NO_FRAME = "has no frame that can be decoded"
 
 
@@ -146,6 +144,18 @@ class Video:
             elif frame.pts is not None:
                 yield self._to_rgb(frame), frame.pts * _tick(self._stream)
 
+    def packets_from(self, keyframe: int) -> Iterator[tuple[int, av.Packet]]:
+        """Numbered packets from a keyframe on: by a seek if that lands at or before it, else from the file's start."""
+        row = int(np.searchsorted(self.index.keyframes, keyframe))
+        for aim in self.index.keyframes[row::-1][:2]:  # transport streams land behind the aim: try the one before it
+            try:
+                self._container.seek(int(self.index.packets[aim]), stream=self._stream)
+                return self._land(keyframe)
+            except (av.FFmpegError, _Lost):
+                continue
+        self._reopen()
+        return self._land(keyframe)
+
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], turned as the frame's display matrix says (degrees counter-clockwise)."""
         try:
@@ -163,7 +173,7 @@ class Video:
 
     def _open(self) -> None:
         try:
-            self._container = av.open(f"file:{self.path}", **OPEN)
+            self._container = av.open(f"file:{self.path}", **OPEN)  # `file:` takes any name literally
         except (av.FFmpegError, OSError, ValueError) as error:
             raise DecodeError(self.path, f"cannot be opened as a video ({_sentence(error)})") from error
         stream = self._container.streams.best("video")
@@ -275,7 +285,7 @@ class Video:
         wanted = {keyframe, *positions}
         droppable = self._decoder.name in DROPPABLE
         try:
-            for position, packet in self._packets_from(keyframe):
+            for position, packet in self.packets_from(keyframe):
                 if packet.pts != self.index.packets[position]:
                     raise _Lost
                 self._decoder.skip_frame = "NONREF" if droppable and position not in wanted else "DEFAULT"
@@ -286,30 +296,17 @@ class Video:
         except av.FFmpegError as error:
             raise _Lost from error
 
-    def _packets_from(self, position: int) -> Iterator[tuple[int, av.Packet]]:
-        """Numbered packets from `position` on: by a seek if that lands at or before it, else from the file's start."""
-        try:
-            self._container.seek(int(self.index.packets[position]), stream=self._stream)
-            landed = self._land(position)
-        except av.FFmpegError:
-            landed = None
-        if landed is None:
-            self._reopen()
-            landed = self._land(position)
-        if landed is None:
-            raise _Lost
-        return dropwhile(lambda numbered: numbered[0] < position, landed)
-
-    def _land(self, position: int) -> Iterator[tuple[int, av.Packet]] | None:
-        """The packets that follow, numbered; None if they start behind `position` or at one that the index lacks."""
+    def _land(self, position: int) -> Iterator[tuple[int, av.Packet]]:
+        """Numbered packets from `position` on, by reading ahead; raises _Lost if the file has been read beyond it."""
         packets = self._packets()
         first = next(packets, None)
         if first is None or first.pts is None:
-            return None
+            raise _Lost
         found = np.flatnonzero(self.index.packets == first.pts)
         if len(found) == 0 or found[0] > position:
-            return None
-        return enumerate(chain([first], packets), int(found[0]))
+            raise _Lost
+        numbered = enumerate(chain([first], packets), int(found[0]))
+        return dropwhile(lambda item: item[0] < position, numbered)
 
 
 def read_index(path: str | Path) -> VideoIndex:

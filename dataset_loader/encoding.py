@@ -20,7 +20,7 @@ FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".
 # its denominator is one that MPEG-4 part 2 can state.
 TICK = Fraction(1, 60000)
 NOMINAL_RATE = Fraction(30)  # what an encoder of explicit times bases its decisions on; the times are what counts
-# How the codecs are told a quality, and not to add keyframes of their own; {q} is what others call a quantiser.
+# How the codecs are told a quality, and not to add keyframes of their own.
 OPTIONS = {
     "libx264": {"crf": "{crf}", "sc_threshold": "0"},
     "libx265": {"crf": "{crf}", "x265-params": "scenecut=0:log-level=none"},
@@ -49,16 +49,14 @@ def write_video(
     one keyframe to the next. crf: constant quality, smaller is better. options: further ones of the codec's own.
     Raises InputError for an unknown suffix, no frames, or frames that the codec cannot take.
     """
-    if isinstance(times_or_fps, int | float):
-        rate = Fraction(times_or_fps).limit_denominator(1001)
+    if isinstance(times_or_fps, int | float | np.number):
+        rate = Fraction(float(times_or_fps)).limit_denominator(1001)
         tick = 1 / rate
         stamped: Iterator[tuple[np.ndarray, int]] = ((image, number) for number, image in enumerate(frames))
     else:
         rate, tick = NOMINAL_RATE, TICK
         stamped = ((image, round(time / tick)) for image, time in zip(frames, times_or_fps, strict=True))
-    quality = {"crf": crf, "lambda": 118 * (1 + crf // 6)}  # 118: FFmpeg's FF_QP2LAMBDA; crf 18 → quantiser 4
-    chosen = {name: value.format(**quality) for name, value in OPTIONS.get(codec, {}).items()} | (options or {})
-    _write(path, lambda container: _encode(container, stamped, tick, rate, codec, gop, b_frames, pixel_format, chosen))
+    _encode(path, stamped, tick, rate, codec, gop, crf, b_frames, pixel_format, options)
 
 
 def reencode(source: str | Path, target: str | Path, *, gop: int, short_side: int | None = None, crf: int = 18) -> None:
@@ -66,14 +64,10 @@ def reencode(source: str | Path, target: str | Path, *, gop: int, short_side: in
 
     short_side: scale to it, in pixels; sides become even, as the pixel format needs. Raises DecodeError, InputError.
     """
-    chosen = {name: value.format(crf=crf) for name, value in OPTIONS["libx264"].items()}
     with Video(source) as video:
         start = float(video.index.times[0])
         stamped = ((_scaled(image, short_side), round((time - start) / TICK)) for image, time in video.each_frame())
-        _write(
-            target,
-            lambda container: _encode(container, stamped, TICK, NOMINAL_RATE, "libx264", gop, 2, "yuv420p", chosen),
-        )
+        _encode(target, stamped, TICK, NOMINAL_RATE, gop=gop, crf=crf)
 
 
 def copy_cut(
@@ -85,58 +79,69 @@ def copy_cut(
     precedes the start (an edit list), other containers show it. With `at_keyframe` False it begins at the first packet
     at or after the start, keyframe or not: what a recorder leaves that was switched on in the middle of a broadcast.
     """
-    with Video(source) as video:
-        begin = float(video.index.times[0]) + start_seconds
 
-    def write(container: OutputContainer) -> None:
-        with av.open(f"file:{source}") as original:
-            stream = original.streams.video[0]
-            copied = container.add_stream_from_template(stream)
-            tick = float(stream.time_base or 1)
-            original.seek(int(begin / tick), stream=stream)
-            for packet in original.demux(stream):
-                if packet.dts is None or packet.pts is None:
-                    continue
-                if packet.dts * tick >= begin + seconds:
+    with Video(source) as video:
+        times = video.index.times
+        begin = float(times[0]) + start_seconds
+        first = int(np.searchsorted(times, begin - 1e-6))
+        if video.index.sequential or first == len(times):
+            raise InputError(f"{source} cannot be cut at {start_seconds:g} s: it ends before, or states no times")
+        keyframe = video.index.runs([int(video.index.positions[first])])[0][0]
+        shown = video.index.packets[keyframe:]
+        decoded = np.sort(shown)  # times of decoding, which not every container states: as late as they can be
+        decoded -= (decoded - shown).max()
+
+        def write(container: OutputContainer) -> None:
+            copied: av.VideoStream | None = None
+            for position, packet in video.packets_from(keyframe):
+                offset = round(begin / packet.time_base)
+                pts, dts = (int(stamps[position - keyframe]) - offset for stamps in (shown, decoded))
+                if dts * packet.time_base >= seconds:
                     break
-                if at_keyframe or packet.dts * tick >= begin:
-                    packet.dts -= round(begin / tick)
-                    packet.pts -= round(begin / tick)
-                    packet.stream = copied
+                if at_keyframe or dts >= 0:
+                    copied = copied or container.add_stream_from_template(packet.stream)
+                    packet.pts, packet.dts, packet.stream = pts, dts, copied
                     container.mux(packet)
 
-    _write(target, write)
+        _write(target, write)
 
 
 def _encode(
-    container: OutputContainer,
+    path: str | Path,
     stamped: Iterable[tuple[np.ndarray, int]],
     tick: Fraction,
     rate: Fraction,
-    codec: str,
-    gop: int,
-    b_frames: int,
-    pixel_format: str,
-    options: dict[str, str],
+    codec: str = "libx264",
+    gop: int = 12,
+    crf: int = 18,
+    b_frames: int = 2,
+    pixel_format: str = "yuv420p",
+    options: dict[str, str] | None = None,
 ) -> None:
     """Encode (frame, its time in ticks) one after the other."""
-    stream: av.VideoStream | None = None
-    for image, stamp in stamped:
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    quality = {"crf": crf, "lambda": 118 * (1 + crf // 6)}  # 118: FFmpeg's FF_QP2LAMBDA; crf 18 → quantiser 4
+    chosen = {name: value.format(**quality) for name, value in OPTIONS.get(codec, {}).items()} | (options or {})
+
+    def write(container: OutputContainer) -> None:
+        stream: av.VideoStream | None = None
+        for image, stamp in stamped:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            if stream is None:
+                stream = cast(av.VideoStream, container.add_stream(codec, rate=rate, options=chosen))
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pixel_format
+                stream.time_base = stream.codec_context.time_base = tick
+                stream.codec_context.gop_size = gop
+                stream.codec_context.max_b_frames = b_frames
+                stream.codec_context.thread_count = 1
+            if (frame.width, frame.height) != (stream.width, stream.height):
+                raise InputError("the frames differ in size")
+            frame.pts, frame.time_base = stamp, tick
+            container.mux(stream.encode(frame))
         if stream is None:
-            stream = cast(av.VideoStream, container.add_stream(codec, rate=rate, options=options))
-            stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pixel_format
-            stream.time_base = stream.codec_context.time_base = tick
-            stream.codec_context.gop_size = gop
-            stream.codec_context.max_b_frames = b_frames
-            stream.codec_context.thread_count = 1
-        if (frame.width, frame.height) != (stream.width, stream.height):
-            raise InputError("the frames differ in size")
-        frame.pts, frame.time_base = stamp, tick
-        container.mux(stream.encode(frame))
-    if stream is None:
-        raise InputError("there is no frame")
-    container.mux(stream.encode(None))
+            raise InputError("there is no frame")
+        container.mux(stream.encode(None))
+
+    _write(path, write)
 
 
 def _scaled(image: np.ndarray, short_side: int | None) -> np.ndarray:

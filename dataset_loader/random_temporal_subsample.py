@@ -1,8 +1,14 @@
-"""Which two frames make a pair: the past frame f1, and the future frame f2 a random gap later.
+"""Which frames make a sample: a past frame and one or more future ones a random gap later, or a clip at a stride.
 
 SiamMAE (Gupta et al. 2023) draws the gap from 4…48 frames of 30 fps video, both ends included. Here a gap is a time,
-g/30 s, so that it means the same at every frame rate, and f1 comes before f2 by construction.
+g/30 s, so that it means the same at every frame rate, and f1 comes before f2 by construction. A clip (Feichtenhofer et
+al. 2022: 16 frames at stride 4) is drawn in the same way: its gaps are fixed, the place of its first frame is not.
+
+Legend: N frames of a video, R samples drawn from it, F frames of a sample, K futures of a past.
 """
+
+import math
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,51 +20,75 @@ from mae.files import InputError
 TOLERANCE = 1e-3
 
 
+class TemporalSampler(Protocol):
+    """What draws the frames of a sample."""
+
+    repeated_sampling: int  # R
+    frames: int  # F
+
+    def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """int64 [R, F]: numbers into `times` (seconds, ascending)."""
+        ...
+
+
 class RandomTemporalSubsample:
     """Draws pairs of frames from a clip, and serves as a transform that leaves those two frames of a video tensor.
 
-    min_gap, max_gap: the gap's limits, both included, in frames at `fps`. temporal_dim: the dimension of time in the
-    tensors it is called with (-3: [..., F, H, W]). repeated_sampling: R pairs, each a fresh draw.
+    min_gap, max_gap: the gap's limits, both included, in frames at `fps` or, by `unit`, in seconds; the gaps drawn are
+    in either case whole frames at `fps`. temporal_dim: the dimension of time in the tensors it is called with (-3:
+    [..., F, H, W]). repeated_sampling: R pairs, each a fresh draw. futures: K future frames of one past, each with a
+    gap of its own.
     """
 
     def __init__(
-        self, min_gap: int = 4, max_gap: int = 48, temporal_dim: int = -3, repeated_sampling: int = 1, fps: float = 30
+        self,
+        min_gap: float = 4,
+        max_gap: float = 48,
+        temporal_dim: int = -3,
+        repeated_sampling: int = 1,
+        fps: float = 30,
+        *,
+        futures: int = 1,
+        unit: Literal["frames", "seconds"] = "frames",
     ) -> None:
-        if not 1 <= min_gap <= max_gap:
-            raise InputError(f"gaps of {min_gap} to {max_gap} frames were asked for; needed is 1 ≤ min_gap ≤ max_gap")
-        if repeated_sampling < 1:
-            raise InputError(f"repeated_sampling is {repeated_sampling}; it must be at least 1")
-        if not 0 < fps <= 1000:
-            raise InputError(f"fps is {fps}; it must be above 0 and at most 1000")
-        self.min_gap = min_gap
-        self.max_gap = max_gap
+        _check(repeated_sampling=repeated_sampling, futures=futures)
+        _check_fps(fps)
+        least, most = _in_frames(min_gap, max_gap, fps, unit)
+        if not 1 <= least <= most:
+            raise InputError(
+                f"gaps of {min_gap:g} to {max_gap:g} {unit} were asked for; needed is 1/{fps:g} s ≤ min_gap ≤ max_gap, "
+                f"with a whole number of frames at {fps:g} fps between them"
+            )
+        self.min_gap = least
+        self.max_gap = most
         self.temporal_dim = temporal_dim
         self.repeated_sampling = repeated_sampling
         self.fps = fps
+        self.futures = futures
+        self.frames = 1 + futures
 
     def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Draw R pairs: int64 [R, 2], numbers of the past and the future frame into `times` (seconds, ascending).
+        """Draw R samples: int64 [R, 1 + K], numbers of the past and its futures into `times` (seconds, ascending).
 
-        The gap is uniform among those that fit the clip; f1 is uniform over what remains, each frame with the share of
-        time around it; f2 is the frame nearest to f1's time plus the gap. A clip shorter than the smallest gap gives
-        its first and last frame. Raises InputError for fewer than two frames.
+        Each gap is uniform among those that fit the clip, whatever the others; f1 is uniform over what the longest of
+        them leaves, each frame with the share of time around it; a future is the frame nearest to f1's time plus its
+        gap. A clip shorter than the smallest gap gives its first and last frame. Raises InputError for fewer than two
+        frames.
         """
         times = _checked(times)
         gaps = self._gaps(times)
-        pairs = np.empty((self.repeated_sampling, 2), dtype=np.int64)
-        for pair in pairs:
+        samples = np.empty((self.repeated_sampling, self.frames), dtype=np.int64)
+        for sample in samples:
             if len(gaps) == 0:
-                pair[:] = 0, len(times) - 1
+                sample[0], sample[1:] = 0, len(times) - 1
                 continue
-            gap = gaps[generator.integers(len(gaps))]
-            shares = _shares(times, gap)
-            first = int(np.searchsorted(np.cumsum(shares), generator.random(), side="right"))
-            first = min(first, len(shares) - 1)  # the shares may sum to a hair less than 1
-            pair[:] = first, _partner(times, first, gap)
-        return pairs
+            drawn = gaps[generator.integers(len(gaps), size=self.futures)]
+            sample[0] = _first(times, drawn.max(), generator)
+            sample[1:] = [_partner(times, sample[0], gap) for gap in drawn]
+        return samples
 
     def probabilities(self, times: np.ndarray) -> np.ndarray:
-        """The exact distribution that `draw` follows: float64 [N, N], the probability of each (past, future)."""
+        """The exact distribution that `draw` follows with K = 1: float64 [N, N], the probability of (past, future)."""
         times = _checked(times)
         table = np.zeros((len(times), len(times)))
         gaps = self._gaps(times)
@@ -72,7 +102,7 @@ class RandomTemporalSubsample:
     def __call__(
         self, video: Tensor, times: np.ndarray | None = None, generator: np.random.Generator | None = None
     ) -> Tensor:
-        """Reduce the temporal dimension of a video to the two frames of a pair; R > 1 pairs get a leading dimension.
+        """Reduce the temporal dimension of a video to the frames of a sample; R > 1 samples get a leading dimension.
 
         times: seconds of its frames; without them its frames are taken to be 1/fps apart. generator: without one,
         a new one is seeded from torch's, so that torch's seed decides.
@@ -83,13 +113,82 @@ class RandomTemporalSubsample:
             raise InputError(f"{len(times)} times were given for {video.shape[self.temporal_dim]} frames of a video")
         if generator is None:
             generator = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        pairs = [video.index_select(self.temporal_dim, torch.from_numpy(pair)) for pair in self.draw(times, generator)]
+        drawn = torch.from_numpy(self.draw(times, generator)).to(video.device)
+        pairs = [video.index_select(self.temporal_dim, pair) for pair in drawn]
         return pairs[0] if self.repeated_sampling == 1 else torch.stack(pairs)
 
     def _gaps(self, times: np.ndarray) -> np.ndarray:
         """The gaps in seconds that fit the clip."""
         gaps = np.arange(self.min_gap, self.max_gap + 1) / self.fps
         return gaps[gaps <= times[-1] - times[0] + TOLERANCE]
+
+
+class RandomClip:
+    """Draws clips of `frames` frames at a stride, given in frames at `fps` or, by `unit`, in seconds.
+
+    repeated_sampling: R clips, each a fresh draw.
+    """
+
+    def __init__(
+        self,
+        frames: int = 16,
+        stride: float = 4,
+        *,
+        repeated_sampling: int = 1,
+        fps: float = 30,
+        unit: Literal["frames", "seconds"] = "frames",
+    ) -> None:
+        _check(repeated_sampling=repeated_sampling, frames=frames)
+        _check_fps(fps)
+        if not 0 < stride < float("inf"):
+            raise InputError(f"stride is {stride}; it must be above 0")
+        self.frames = frames
+        self.stride = stride / _unit(unit, fps)
+        self.repeated_sampling = repeated_sampling
+
+    def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Draw R clips: int64 [R, F], numbers into `times` (seconds, ascending).
+
+        The first frame is uniform over what the clip's span leaves, each with the share of time around it; the others
+        are the frames nearest to their times. A video shorter than the span gives F frames spread over all of it, some
+        of them repeatedly if it has fewer. Raises InputError for fewer than two frames.
+        """
+        times = _checked(times)
+        duration = times[-1] - times[0]
+        clips = np.empty((self.repeated_sampling, self.frames), dtype=np.int64)
+        for clip in clips:
+            span = (self.frames - 1) * self.stride
+            first = 0 if span > duration + TOLERANCE else _first(times, span, generator)
+            wanted = times[first] + np.linspace(0, min(span, duration), self.frames)
+            clip[:] = [_nearest(times, time) for time in wanted]
+        return clips
+
+
+def _check(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} is {count}; it must be at least 1")
+
+
+def _check_fps(fps: float) -> None:
+    if not 0 < fps <= 1000:
+        raise InputError(f"fps is {fps}; it must be above 0 and at most 1000")
+
+
+def _unit(unit: str, fps: float) -> float:
+    """How many of a unit make a second."""
+    if unit not in ("frames", "seconds"):
+        raise InputError(f"the unit is {unit!r}; it must be 'frames' or 'seconds'")
+    return fps if unit == "frames" else 1.0
+
+
+def _in_frames(low: float, high: float, fps: float, unit: str) -> tuple[int, int]:
+    """Limits as whole frames at `fps` that lie between them; a millisecond beyond them counts as between."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"gaps of {low} to {high} were asked for; both must be finite")
+    factor = fps / _unit(unit, fps)
+    slack = TOLERANCE * fps if unit == "seconds" else 0
+    return math.ceil(low * factor - slack), math.floor(high * factor + slack)
 
 
 def _checked(times: np.ndarray) -> np.ndarray:
@@ -111,11 +210,21 @@ def _shares(times: np.ndarray, gap: float) -> np.ndarray:
     return widths / widths.sum()
 
 
+def _first(times: np.ndarray, span: float, generator: np.random.Generator) -> int:
+    """Draw the frame at which a span of seconds begins."""
+    shares = _shares(times, span)
+    first = int(np.searchsorted(np.cumsum(shares), generator.random(), side="right"))
+    return min(first, len(shares) - 1)  # the shares may sum to a hair less than 1
+
+
 def _partner(times: np.ndarray, first: int, gap: float) -> int:
-    """The frame nearest to `gap` seconds after `first`, always a later one; of two equally near ones the earlier."""
-    wanted = times[first] + gap
-    after = int(np.searchsorted(times, wanted))
-    after = min(max(after, first + 1), len(times) - 1)
-    before = max(after - 1, first + 1)
+    """The frame nearest to `gap` seconds after `first`, always a later one."""
+    return _nearest(times, times[first] + gap, first + 1)
+
+
+def _nearest(times: np.ndarray, wanted: float, least: int = 0) -> int:
+    """The frame nearest to a time, from number `least` on; of two equally near ones the earlier."""
+    after = min(int(np.searchsorted(times, wanted)), len(times) - 1)
+    before = max(after - 1, least)
     hair = 1e-9  # sums of times that are equal on paper
     return before if wanted - times[before] <= times[after] - wanted + hair else after

@@ -20,6 +20,13 @@ def test_frames_come_back(tmp_path, carphone, suffix):
     np.testing.assert_allclose(times - times[0], np.arange(40) / 30, atol=1.1e-3)
 
 
+@pytest.mark.parametrize("name", ["concat:b.mp4", "http:x.mp4", "clip é?#%d.mp4"])
+def test_names_are_taken_literally(tmp_path, carphone, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video(name, carphone[:5], 30)
+    assert decode_all(name)[0].shape == (5, 144, 176, 3)
+
+
 def test_gop_counts_frames_between_keyframes(tmp_path, carphone):
     for gop in (1, 12, 250):
         write_video(tmp_path / "clip.mp4", carphone, 30, gop=gop)

@@ -64,7 +64,8 @@ def test_crops_have_the_stated_areas_and_shapes():
 
 def test_crops_reach_every_place():
     generator = np.random.default_rng(0)
-    crops = [draw_crop(100, 140, generator) for _ in range(4000)]
+    crops = [draw_crop(100, 140, generator) for _ in range(8000)]
+    crops = [crop for crop in crops if crop.height < 90 and crop.width < 130]
     assert min(crop.top for crop in crops) == min(crop.left for crop in crops) == 0
     assert max(crop.top + crop.height for crop in crops) == 100
     assert max(crop.left + crop.width for crop in crops) == 140
@@ -75,6 +76,11 @@ def test_the_log_of_the_aspect_is_uniform():
     crops = [draw_crop(1000, 1000, generator, scale=(0.3, 0.4)) for _ in range(4000)]
     aspects = np.log([crop.width / crop.height for crop in crops]) / np.log(4 / 3)
     assert (np.abs(np.histogram(aspects, bins=8, range=(-1, 1))[0] - 500) < 120).all()
+
+
+def test_the_aspect_is_width_by_height():
+    crop = draw_crop(100, 100, np.random.default_rng(0), scale=(0.5, 0.5), ratio=(2, 2))
+    assert (crop.height, crop.width) == (50, 100)
 
 
 def test_what_is_too_narrow_gives_its_centre():
