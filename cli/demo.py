@@ -29,8 +29,8 @@ def main(data: Path | None = None, preset: str = "demo", out: Path = Path("runs/
     from ml.presets import preset as by_name
 
     by_name(preset)
-    if data is not None:
-        find_videos(data)
+    if data is not None and len(find_videos(data)) < 2:
+        raise InputError(f"{data} holds one video; the demo needs a second one, to show what a wrong f1 costs")
     if not NOTEBOOK.is_file():
         raise InputError(f"{NOTEBOOK} is not there; run the demo from a clone of the repository")
     before = set(root.glob("losses/*.txt"))

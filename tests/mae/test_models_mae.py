@@ -1,6 +1,7 @@
 """MAE against recorded outputs of the public code, against `transformers`, and against itself."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from mae.files import InputError
 from mae.masking import mask_noise, random_masking
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT, positions_for
-from mae.patches import denormalize, normalize, normalize_patches, patchify, unpatchify
+from mae.patches import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    denormalize,
+    normalize,
+    normalize_patches,
+    patchify,
+    unpatchify,
+)
 from mae.positions import sincos_positions
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mae_tiny.safetensors"
@@ -255,3 +264,12 @@ def test_hidden_patches_cost_nothing_and_attention_is_fused():
         model(torch.rand(2, 3, 48, 48))
     assert any("scaled_dot_product" in name for name in names.seen)
     assert not any("softmax" in name for name in names.seen)
+
+
+def test_one_place_for_mean_and_std():
+    """ImageNet's statistics, 0.229 and not 0.228, stand in one file; nobody else writes them down."""
+    assert (IMAGENET_MEAN, IMAGENET_STD) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    root = Path(__file__).parents[2]
+    folders = [root / name for name in ("mae", "ml", "dataset_loader", "evaluation", "cli")]
+    where = [p.name for folder in folders for p in folder.rglob("*.py") if re.search(r"0\.(456|406)\b", p.read_text())]
+    assert where == ["patches.py"]
