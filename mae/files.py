@@ -19,7 +19,10 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
     A reader sees the old file or the whole new one, also after a crash between any two steps.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{path} cannot be written: {path.parent} is not a folder; name another place") from None
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -57,7 +57,8 @@ def train_one_epoch(
     *,
     on_step: Callable[[Tensor, dict[str, Any]], None] | None = None,
 ) -> list[float]:
-    """Go once through the loader; the losses of all steps. The mask of each pair follows from its `seed` in the batch.
+    """Go once through the loader; the losses of all steps. The mask of each pair follows from its `seed` in the batch,
+    or where there is none, from torch's generator.
 
     The scheduler is stepped after each update. `on_step(loss, batch)` is called after each update.
     """
@@ -67,7 +68,7 @@ def train_one_epoch(
     for batch in data_loader:
         video = batch["video"].to(device, non_blocking=True)
         with precision(device):
-            loss, _, _ = model(video, seeds=batch["seed"].to(device))
+            loss, _, _ = model(video, seeds=_seeds(batch, device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -100,7 +101,7 @@ def train(
     AdamW at base_lr × pairs in a step / 256, up in a straight line over `warmup_epochs` (default: a tenth of the
     epochs, 40 at most), then down along half a cosine. After each epoch a line goes to `losses/<run>.txt` and the state
     to `checkpoints/<run>/last.pt`; every `num_epochs_per_save` epochs, and at the end, `<epoch>.pt` and a figure of the
-    first pair of the run are kept as well. resume: a run (or a checkpoint) to go on with, exactly as if it had never
+    first pair that was seen are kept as well. resume: a run (or a checkpoint) to go on with, exactly as if it had never
     stopped; an interruption loses at most the running epoch. root: the folder that holds `losses/` and `checkpoints/`.
     config: plain values that are to be kept with the weights. tracker: `wandb` reports there as well.
     """
@@ -179,14 +180,20 @@ def train(
 
 @torch.no_grad()
 def evaluate(model: SiamMAE, data_loader: Iterable[dict[str, Any]], device: Device = None) -> EpochLoss:
-    """The mean loss over a loader without gradients; masks follow from the pairs' seeds, so they repeat exactly."""
+    """The mean loss over a loader without gradients. Masks follow from the pairs' seeds, or from their place in the
+    order where they have none, so they repeat exactly."""
     device = best_device(device)
     model.to(device).eval()
-    losses, pairs = [], []
+    losses: list[float] = []
+    pairs: list[int] = []
     for batch in data_loader:
+        video = batch["video"].to(device)
+        seeds = _seeds(batch, device)
+        if seeds is None:
+            seeds = torch.arange(sum(pairs), sum(pairs) + len(video), device=device)
         with precision(device):
-            losses.append(model(batch["video"].to(device), seeds=batch["seed"].to(device))[0].item())
-        pairs.append(len(batch["video"]))
+            losses.append(model(video, seeds=seeds)[0].item())
+        pairs.append(len(video))
     if not losses:
         raise InputError("there is nothing to evaluate: the loader has no batch")
     return EpochLoss(None, mean_over_pairs(losses, pairs), losses)
@@ -246,6 +253,10 @@ def plot_results_from_checkpoint(
         figures.append(loss_figure({run: read_losses(log)}))
         save_figure(figures[1], root / "test_losses" / f"{run}_{epoch}_losses.png")
     return figures
+
+
+def _seeds(batch: dict[str, Any], device: torch.device) -> Tensor | None:
+    return batch["seed"].to(device) if "seed" in batch else None
 
 
 def samples_figure(
@@ -318,7 +329,7 @@ def _must_be_finite(loss: float, epoch: int, step: int, lr: Any, run: str, paths
 def _plot_progress(
     model: SiamMAE, sample: dict[str, Any], device: torch.device, folder: Path, log: Path, epoch: int
 ) -> dict[str, Path]:
-    """The run's first pair as the model sees it now, and the loss so far: into files, and into a running notebook."""
+    """A pair as the model sees it now, and the loss so far: into files, and into a running notebook."""
     from ml.figures import loss_figure, save_figure, show
 
     figure = plot_sample(sample, model, device)

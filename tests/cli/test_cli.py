@@ -92,6 +92,7 @@ def test_learn_compares_with_copying(clips, tmp_path, capsys):
         (["samples", "--out", "{text}"], "not overwritten"),
         (["export", "{text}", "--out", "x"], "text.mp4"),
         (["demo", "--data", "{empty}"], "holds no video"),
+        (["samples", "--out", "{text}/x"], "is not a folder"),
         (["fly"], "'fly' is not a command"),
         ([], ""),
     ],

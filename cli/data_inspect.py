@@ -1,0 +1,32 @@
+"""siammae data inspect FOLDER --out PICTURE"""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dataset_loader.contact_sheet import contact_sheet
+from dataset_loader.dataset import get_kinetics_dataset
+
+
+def main(
+    folder: Annotated[Path, tyro.conf.Positional],
+    *,
+    out: Path,
+    count: int = 8,
+    size: int = 224,
+    augment: bool = False,
+    seed: int = 0,
+) -> None:
+    """Draw frame pairs of a data set, each with its gap in time, into one picture.
+
+    Args:
+        folder: the data set
+        out: PNG file to write
+        count: pairs
+        size: side of a frame in pixels
+        augment: crop and flip as in training; without it the central square
+        seed: another one gives other pairs
+    """
+    contact_sheet(get_kinetics_dataset(folder, image_size=size, augment=augment, seed=seed), out, count=count)
+    print(f"{out}, {out.stat().st_size / 1e6:.1f} MB")
