@@ -24,7 +24,7 @@ from mae.files import InputError
 if TYPE_CHECKING:
     import requests
 
-_CHUNK = 1 << 17  # bytes
+_CHUNK = 1 << 14  # bytes: as many are lost at most when a connection stalls
 _MAY_PASS = {408, 425, 429}  # and every 5xx
 
 

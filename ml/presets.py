@@ -114,7 +114,7 @@ PRESETS: dict[str, Preset] = {
     # make demo · 2 CPU cores, two minutes for each mask ratio, on the four built-in clips
     "demo": Preset(
         _MICRO.replace(
-            epochs=30, warmup_epochs=2, visits=16, repeated_sampling=8, batch_size=16, num_epochs_per_save=10
+            epochs=16, warmup_epochs=2, visits=16, repeated_sampling=8, batch_size=16, num_epochs_per_save=10
         ),
         "the notebook's size: three mask ratios in a few minutes on a CPU",
     ),
