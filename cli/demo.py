@@ -1,5 +1,6 @@
 """siammae demo [--data VIDEOS]: execute SiamMAE.ipynb and keep it as a page."""
 
+import logging
 import os
 import sys
 import time
@@ -62,6 +63,12 @@ def main(data: Path | None = None, preset: str = "demo", out: Path = Path("runs/
         client.execute()
     except CellExecutionError as error:
         failed = error
+    except Exception:
+        if hasattr(client, "_async_cleanup_kernel_future"):  # at Ctrl-C nbclient ends the kernel, then misses it
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # its unfinished tasks would be reported
+            print(f"stopped; finished epochs are kept in {root / 'checkpoints'}", file=sys.stderr)
+            raise KeyboardInterrupt from None
+        raise
     exporter = HTMLExporter()
     exporter.log.setLevel("ERROR")  # it would ask for alternative texts
     page, _ = exporter.from_notebook_node(notebook)
