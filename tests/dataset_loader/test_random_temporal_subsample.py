@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_loader import RandomTemporalSubsample
+from dataset_loader import RandomTemporalSubsample, get_kinetics_dataset, make_loader
+from dataset_loader.random_temporal_subsample import RandomClip
 from mae.files import InputError
 
 VARIABLE = np.cumsum(np.random.default_rng(3).uniform(0.005, 0.12, 80))
@@ -171,3 +172,118 @@ def test_bad_values_are_named():
             RandomTemporalSubsample().draw(np.array(times), np.random.default_rng(0))
     with pytest.raises(InputError, match="3 times were given for 4 frames"):
         RandomTemporalSubsample()(torch.zeros(4, 2, 2), np.arange(3.0))
+
+
+# Several futures of one past
+
+
+def test_futures_have_gaps_of_their_own():
+    """Each gap is uniform whatever the others; f1 is uniform over what the longest of them leaves."""
+    times = np.arange(100) / 30
+    sampler = RandomTemporalSubsample(4, 48, futures=3, repeated_sampling=30_000)
+    samples = sampler.draw(times, np.random.default_rng(0))
+    assert samples.shape == (30_000, 4)
+    gaps = samples[:, 1:] - samples[:, :1]
+    for column in gaps.T:
+        counts = np.bincount(column, minlength=49)
+        assert counts[:4].sum() == 0
+        assert chi_square_is_plausible(counts[4:], np.full(45, 1 / 45))
+    correlation = np.corrcoef(gaps.T)
+    assert np.abs(correlation - np.eye(3)).max() < 0.03
+    longest = gaps.max(1)
+    past = np.concatenate([samples[longest == gap, 0] / (99 - gap) for gap in range(4, 49)])
+    assert abs(past.mean() - 0.5) < 0.01
+    for gap in (20, 48):
+        counts = np.bincount(samples[longest == gap, 0], minlength=100)
+        assert counts[100 - gap :].sum() == 0
+        assert chi_square_is_plausible(counts[: 100 - gap], np.full(100 - gap, 1 / (100 - gap)))
+
+
+def test_one_future_is_a_pair():
+    times = CLIPS["variable"]
+    pairs = RandomTemporalSubsample(repeated_sampling=50).draw(times, np.random.default_rng(4))
+    one = RandomTemporalSubsample(repeated_sampling=50, futures=1).draw(times, np.random.default_rng(4))
+    assert pairs.tolist() == one.tolist()
+    short = RandomTemporalSubsample(futures=2).draw(np.arange(3) / 30, np.random.default_rng(0))
+    assert short.tolist() == [[0, 2, 2]]
+
+
+# Limits in seconds
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fps", "least", "most"),
+    [
+        (0.133, 1.6, 30, 4, 48),
+        (4 / 30, 48 / 30, 30, 4, 48),
+        (0.5, 0.5, 30, 15, 15),
+        (0.14, 1.59, 30, 5, 47),
+        (1, 2, 10, 10, 20),
+    ],
+)
+def test_limits_in_seconds(low, high, fps, least, most):
+    seconds = RandomTemporalSubsample(low, high, unit="seconds", fps=fps)
+    assert (seconds.min_gap, seconds.max_gap) == (least, most)
+    frames = RandomTemporalSubsample(least, most, fps=fps)
+    np.testing.assert_array_equal(seconds.probabilities(VARIABLE), frames.probabilities(VARIABLE))
+
+
+def test_limits_that_are_none():
+    for low, high in ((0.51, 0.52), (0.0, 1.0), (2.0, 1.0), (0.1, float("inf")), (float("nan"), 1.0)):
+        with pytest.raises(InputError):
+            RandomTemporalSubsample(low, high, unit="seconds")
+    with pytest.raises(InputError, match="the unit is 'minutes'"):
+        RandomTemporalSubsample(1, 2, unit="minutes")
+    with pytest.raises(InputError, match="futures is 0"):
+        RandomTemporalSubsample(futures=0)
+
+
+# Clips
+
+
+def test_a_clip_has_its_stride_and_any_place():
+    """16 frames at stride 4 (MAE-ST): 0.133 s apart whatever the rate, each start that fits equally likely."""
+    for fps, step in ((30, 4), (60, 8), (15, 2)):
+        times = 3 + np.arange(100 * fps // 30) / fps
+        clips = RandomClip(16, 4, repeated_sampling=4000).draw(times, np.random.default_rng(0))
+        assert clips.shape == (4000, 16)
+        assert (np.diff(clips) == step).all()
+        starts = len(times) - 15 * step
+        counts = np.bincount(clips[:, 0], minlength=starts)
+        assert len(counts) == starts
+        assert chi_square_is_plausible(counts, np.full(starts, 1 / starts))
+
+
+def test_a_clip_of_a_variable_rate_takes_the_nearest_frames():
+    clips = RandomClip(5, 0.4, unit="seconds", repeated_sampling=50).draw(VARIABLE, np.random.default_rng(0))
+    for clip in clips:
+        wanted = VARIABLE[clip[0]] + 0.4 * np.arange(5)
+        assert clip.tolist() == np.abs(VARIABLE - wanted[:, None]).argmin(1).tolist()
+    assert len({tuple(clip) for clip in clips}) > 20
+
+
+def test_a_video_shorter_than_the_clip_is_spread_over_it():
+    assert RandomClip(5, 4).draw(np.arange(9) / 30, np.random.default_rng(0)).tolist() == [[0, 2, 4, 6, 8]]
+    assert RandomClip(5, 4).draw(np.arange(17) / 30, np.random.default_rng(0)).tolist() == [[0, 4, 8, 12, 16]]
+    short = RandomClip(8, 4).draw(np.arange(3) / 30, np.random.default_rng(0))[0]
+    assert short[0] == 0
+    assert short[-1] == 2
+    assert (np.diff(short) >= 0).all()
+    for arguments in ({"frames": 0}, {"stride": 0}, {"repeated_sampling": 0}, {"fps": -1}, {"stride": float("nan")}):
+        with pytest.raises(InputError):
+            RandomClip(**arguments)
+
+
+def test_samples_of_a_dataset(videos):
+    futures = get_kinetics_dataset(videos, image_size=16, futures=3, repeated_sampling=2)
+    sample = futures[0, 3]
+    assert sample["video"].shape == (2, 4, 3, 16, 16)
+    assert sample["time"].shape == (2, 4)
+    assert (sample["time"][:, :1] < sample["time"][:, 1:]).all()
+    clips = get_kinetics_dataset(videos, image_size=16, clip_frames=5, stride=0.1, unit="seconds")
+    sample = clips[0, 4]  # 50 fps
+    np.testing.assert_allclose(np.diff(sample["time"][0]), 0.1, atol=1e-3)
+    (batch,) = make_loader(clips, 6)
+    assert batch["video"].shape == (6, 5, 3, 16, 16)
+    short = get_kinetics_dataset(videos, image_size=16, clip_frames=12, stride=0.01, unit="seconds")
+    assert short[0, 0]["video"].shape == (1, 12, 3, 16, 16)  # at 6 fps frames repeat, which is no damage

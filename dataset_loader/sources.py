@@ -1,0 +1,224 @@
+"""Where frames come from: video files, folders of pictures, packed shards or a ledger, all behind one interface.
+
+A `Source` knows the names of its videos and opens one of them; what it opens is a `Clip`, which states the time of each
+frame and decodes chosen ones. `open_source` finds out what a folder holds.
+
+Legend: V videos of a source, N frames of a clip, n chosen frames.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, overload
+
+import numpy as np
+
+from dataset_loader.decoding import Video
+from dataset_loader.files import SUFFIXES, find_videos
+from dataset_loader.frame_folders import IMAGE_SUFFIXES, NUMBERED, FrameClip
+from dataset_loader.packed import SUFFIX as PACKED_SUFFIX
+from dataset_loader.packed import Shard
+from mae.files import InputError
+
+LEDGERS = ("ledger.csv", "ledger.txt")
+# A folder whose first entries are all numbered pictures holds nothing else: reading all of them, in 240,000 folders,
+# would take minutes.
+ENTRIES_LOOKED_AT = 16
+
+
+class Clip(Protocol):
+    """An opened video; a context manager."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def times(self) -> np.ndarray:
+        """float64 [N], seconds, increasing."""
+        ...
+
+    def frames(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Decode frames by number: uint8 RGB [n, H, W, 3] and their times [n]. Raises DecodeError."""
+        ...
+
+    def __enter__(self) -> "Clip": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Source(Protocol):
+    """Many videos. It is copied into every process that decodes, so it holds arrays, not objects."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def open(self, number: int) -> Clip:
+        """Open one video; raises DecodeError with its name if that cannot be done."""
+        ...
+
+    def __str__(self) -> str:
+        """What it is, in a few words, for people."""
+        ...
+
+
+class Names(Sequence[str]):
+    """A list of strings in two blocks of memory: a quarter of a million paths take 20 MB and no time to copy."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([0] + [len(name) for name in encoded])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[str]: ...
+
+    def __getitem__(self, number: int | slice) -> str | list[str]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        return os.fsdecode(self._text[self._ends[number] : self._ends[number + 1]])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Names({self[:3]}{' …' if len(self) > 3 else ''}, {len(self)})"
+
+
+class _VideoClip(Video):
+    @property
+    def times(self) -> np.ndarray:
+        return self.index.times
+
+    def __enter__(self) -> "_VideoClip":
+        return self
+
+
+class VideoFiles:
+    """Video files as they are; see `decoding`."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.names = Names(paths)
+
+    def open(self, number: int) -> Clip:
+        return _VideoClip(self.names[number])
+
+    def __str__(self) -> str:
+        return f"{len(self.names)} video files"
+
+
+class FrameFolders:
+    """Folders of numbered pictures; see `frame_folders`. fps: their rate where no times are beside them."""
+
+    def __init__(self, folders: Iterable[str], fps: float = 30) -> None:
+        self.names = Names(folders)
+        self.fps = fps
+
+    def open(self, number: int) -> Clip:
+        return FrameClip(self.names[number], self.fps)
+
+    def __str__(self) -> str:
+        return f"{len(self.names)} folders of pictures, at fps={self.fps:g} where no times.txt is beside them"
+
+
+class PackedShards:
+    """Packed shards; see `packed`."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.shards = [Shard(path) for path in paths]
+        if not any(map(len, self.shards)):
+            raise InputError(f"{self.shards[0].path} holds no video ({len(self.shards)} such packed shards)")
+        self._ends = np.cumsum([len(shard) for shard in self.shards])
+        self.names = Names(f"{shard.path}:{name}" for shard in self.shards for name in shard.each_name())
+
+    def open(self, number: int) -> Clip:
+        row = int(np.searchsorted(self._ends, number, side="right"))
+        shard = self.shards[row]
+        return shard.open(number - int(self._ends[row]) + len(shard))
+
+    def __str__(self) -> str:
+        return f"{len(self.names)} videos in {len(self.shards)} packed shards"
+
+
+def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) -> Source:
+    """The videos of a folder, of one ledger or shard, or of a list of video files or of shards.
+
+    A folder is searched to its depths, links followed and hidden names left out. Where it holds several kinds, packed
+    shards come before a ledger, that before video files, those before folders of pictures. fps: the rate of pictures
+    without times. Raises InputError if something is missing or nothing is found.
+    """
+    if not 0 < fps <= 1000:
+        raise InputError(f"fps is {fps}; it must be above 0 and at most 1000")
+    if not isinstance(where, str | Path):
+        paths = find_videos(where)
+        packed = [path for path in paths if path.endswith(PACKED_SUFFIX)]
+        if packed and len(packed) < len(paths):
+            raise InputError(f"the list mixes packed shards ({packed[0]}) with other files; give one kind")
+        return PackedShards(paths) if packed else VideoFiles(paths)
+    from dataset_loader.video_frame_dataset import Ledger
+
+    if os.path.isfile(where):
+        if str(where).endswith(PACKED_SUFFIX):
+            return PackedShards([str(where)])
+        if Path(where).suffix in (".csv", ".txt"):
+            return Ledger(Path(where).parent, where, fps=fps)
+    if not os.path.isdir(where):
+        raise InputError(f"{where} is not a folder; give a folder of videos, a ledger, or a list of files")
+    shards, videos, folders = _search(str(where))
+    if shards:
+        return PackedShards(sorted(shards))
+    for name in LEDGERS:
+        if os.path.exists(os.path.join(where, name)):
+            return Ledger(where, os.path.join(where, name), fps=fps)
+    if not videos and not folders:
+        raise InputError(
+            f"{where} holds no video: looked below it for {' '.join(sorted(SUFFIXES))}, packed shards "
+            f"({PACKED_SUFFIX}), a ledger ({', '.join(LEDGERS)}) and folders of numbered pictures"
+        )
+    return VideoFiles(sorted(videos)) if videos else FrameFolders(sorted(folders), fps)
+
+
+def _search(top: str) -> tuple[list[str], list[str], list[str]]:
+    """Packed shards, video files, and folders with numbered pictures in them, at any depth."""
+    shards: list[str] = []
+    videos: list[str] = []
+    folders: list[str] = []
+    entered = {os.path.realpath(top)}
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        with os.scandir(folder) as entries:
+            looked_at = list(islice(entries, ENTRIES_LOOKED_AT))
+            if any(map(_is_picture, looked_at)):
+                folders.append(folder)
+            if len(looked_at) == ENTRIES_LOOKED_AT and all(map(_is_picture, looked_at)):
+                continue
+            for entry in [*looked_at, *entries]:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if entry.name[0] == ".":
+                    continue
+                if suffix in SUFFIXES and not entry.is_dir():
+                    videos.append(entry.path)
+                elif suffix == PACKED_SUFFIX:
+                    shards.append(entry.path)
+                elif suffix not in IMAGE_SUFFIXES and entry.is_dir():
+                    # A link back to a folder above would never end.
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    if real not in entered:
+                        entered.add(real)
+                        waiting.append(entry.path)
+    return shards, videos, folders
+
+
+def _is_picture(entry: os.DirEntry[str]) -> bool:
+    parts = NUMBERED.fullmatch(entry.name)
+    return parts is not None and parts[3].lower() in IMAGE_SUFFIXES and entry.name[0] != "."

@@ -1,0 +1,208 @@
+"""Video files, folders of pictures, packed shards and ledgers give the same samples through one interface."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset_loader import get_kinetics_dataset, make_loader
+from dataset_loader.decoding import DecodeError
+from dataset_loader.encoding import write_video
+from dataset_loader.frame_folders import FrameClip, find_numbers
+from dataset_loader.images import decode_image, encode_jpeg
+from dataset_loader.packed import write_shard
+from dataset_loader.sources import FrameFolders, Names, PackedShards, VideoFiles, open_source
+from dataset_loader.video_frame_dataset import Ledger
+from mae.files import InputError
+
+
+def write_folder(folder: Path, frames, template: str = "img_{:05d}.jpg", first: int = 1, times=None) -> Path:
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(frames, first):
+        path = folder / template.format(number)
+        if path.suffix == ".png":
+            Image.fromarray(frame).save(path)
+        else:
+            path.write_bytes(encode_jpeg(frame, 100))
+    if times is not None:
+        (folder / "times.txt").write_text("".join(f"{time:.9f}\n" for time in times))
+    return folder
+
+
+# Folders of pictures
+
+
+@pytest.mark.parametrize(
+    ("template", "first", "found"),
+    [
+        ("img_{:05d}.jpg", 1, "img_{:05d}.jpg"),
+        ("{:06d}.jpg", 0, "{:06d}.jpg"),
+        ("frame-{}.png", 5, "frame-{:01d}.png"),
+        ("v2_{{x}}_{:03d}.JPEG", 990, "v2_{{x}}_{:03d}.JPEG"),
+    ],
+)
+def test_any_name_with_a_number(tmp_path, moving_frames, template, first, found):
+    folder = write_folder(tmp_path / "clip", moving_frames[:20], template, first)
+    (folder / "cover.jpg").write_bytes(b"")
+    (folder / "notes_1.txt").write_text("")
+    (folder / f".{template.format(1)}").write_text("")
+    name, numbers = find_numbers(str(folder))
+    assert name == found
+    np.testing.assert_array_equal(numbers, np.arange(first, first + 20))
+    with FrameClip(str(folder), fps=25) as clip:
+        np.testing.assert_allclose(clip.times, np.arange(20) / 25)
+        frames, times = clip.frames([11, 3, 11])
+    assert times.tolist() == [11 / 25, 3 / 25, 11 / 25]
+    for frame, number in zip(frames, (11, 3, 11), strict=True):
+        if template.endswith("png"):
+            np.testing.assert_array_equal(frame, moving_frames[number])
+        else:
+            np.testing.assert_array_equal(frame, decode_image(encode_jpeg(moving_frames[number], 100)))
+
+
+def test_a_missing_picture_leaves_its_gap(tmp_path, moving_frames):
+    folder = write_folder(tmp_path / "clip", moving_frames[:6])
+    (folder / "img_00003.jpg").unlink()
+    with FrameClip(str(folder), fps=10) as clip:
+        np.testing.assert_allclose(clip.times, [0, 0.1, 0.3, 0.4, 0.5])
+
+
+def test_times_beside_the_pictures(tmp_path, moving_frames):
+    times = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.2, 30))
+    write_folder(tmp_path / "clip", moving_frames[:30], times=times)
+    sample = get_kinetics_dataset(tmp_path, image_size=16, repeated_sampling=4)[0]
+    assert np.isin(sample["time"].numpy().round(6), times.round(6)).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda f: (f / "times.txt").write_text("0 1 x"), "not a list of seconds"),
+        (lambda f: (f / "times.txt").write_text("0 1"), "2 times for 4 pictures"),
+        (lambda f: (f / "times.txt").write_text("0 1 1 2"), "do not increase"),
+        (lambda f: (f / "times.txt").write_text("0 1 nan 2"), "do not increase"),
+        (lambda f: (f / "flow_00001.jpg").write_bytes(b""), r"flow_\{:05d\}.jpg, img_\{:05d\}.jpg"),
+        (lambda f: (f / "img_1.jpg").write_bytes(b""), "the same number"),
+        (lambda f: [path.write_bytes(path.read_bytes()[:90]) for path in f.iterdir()], "cannot be decoded"),
+        (lambda f: [path.write_bytes(b"") for path in f.iterdir()], "cannot be decoded"),
+        (lambda f: [(path.unlink(), os.mkfifo(path)) for path in f.iterdir()], "not a regular file"),
+        (lambda f: [path.unlink() for path in f.iterdir()], "holds no pictures"),
+        (lambda f: (f / "img_00003.jpg").write_bytes(encode_jpeg(np.zeros((9, 9, 3), np.uint8))), "change size"),
+    ],
+)
+def test_a_bad_folder_is_named(tmp_path, moving_frames, spoil, reason):
+    folder = write_folder(tmp_path / "clip", moving_frames[:4])
+    spoil(folder)
+    with pytest.raises(DecodeError, match=f"clip: .*{reason}"), FrameClip(str(folder), fps=30) as clip:
+        clip.frames([0, 1, 2, 3])
+
+
+def test_it_stands_back_for_others_in_an_epoch(tmp_path, moving_frames):
+    for name in "abc":
+        write_folder(tmp_path / name, moving_frames[:30])
+    for path in (tmp_path / "b").iterdir():
+        path.write_bytes(b"text")
+    loader = make_loader(get_kinetics_dataset(tmp_path, image_size=16), 3)
+    assert len(list(loader)) == 1
+    assert list(loader.bad_files) == [str(tmp_path / "b")]
+
+
+# What a folder holds
+
+
+def test_every_form_gives_the_same_samples(tmp_path, moving_frames):
+    """The same frames at the same times, stored losslessly or nearly so, in each form."""
+    times = np.arange(60) / 30
+    write_video(tmp_path / "videos" / "x" / "clip.mkv", moving_frames[:60], 30, codec="ffv1", pixel_format="bgr0")
+    write_folder(tmp_path / "timed" / "x" / "clip", moving_frames[:60], "{:03d}.png", times=times)
+    write_folder(tmp_path / "untimed" / "clip", moving_frames[:60], "img_{:05d}.png")
+    write_folder(tmp_path / "ledger" / "clip", moving_frames[:60], "img_{:05d}.png")
+    (tmp_path / "ledger" / "ledger.csv").write_text("clip 1 60 0\n")
+    (tmp_path / "packed").mkdir()
+    write_shard(tmp_path / "packed" / "0.shard", [("clip", zip(moving_frames, times, strict=False))], quality=100)
+    kinds = {}
+    samples = {}
+    for form in ("videos", "timed", "untimed", "ledger", "packed"):
+        dataset = get_kinetics_dataset(tmp_path / form, image_size=32, repeated_sampling=3)
+        kinds[form] = type(dataset.source)
+        samples[form] = dataset[4, 0]
+    assert list(kinds.values()) == [VideoFiles, FrameFolders, FrameFolders, Ledger, PackedShards]
+    first = samples["videos"]
+    for form, sample in samples.items():
+        np.testing.assert_allclose(sample["time"], first["time"], atol=1e-3)
+        assert torch.equal(sample["seed"], first["seed"])
+        difference = sample["video"].float() - first["video"].float()
+        if form == "packed":  # whose JPEGs have the colours at half the resolution: compare the brightness
+            brightness = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+            assert (difference * brightness).sum(-3).abs().mean() < 2
+        else:
+            assert not difference.any()
+
+
+def test_what_was_chosen_is_said(tmp_path, moving_frames, capsys):
+    write_folder(tmp_path / "clip", moving_frames[:5])
+    get_kinetics_dataset(tmp_path, fps=12.5)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "1 folders of pictures" in said
+    assert "fps=12.5" in said
+
+
+def test_the_order_of_preference(tmp_path, moving_frames):
+    write_folder(tmp_path / "a" / "clip", moving_frames[:5])
+    assert isinstance(open_source(tmp_path), FrameFolders)
+    write_video(tmp_path / "a" / "clip.mp4", moving_frames[:5], 30)
+    assert open_source(tmp_path).names == [str(tmp_path / "a" / "clip.mp4")]
+    (tmp_path / "ledger.txt").write_text("a/clip,1,5,0")
+    assert isinstance(open_source(tmp_path), Ledger)
+    write_shard(tmp_path / "b.shard", [("x", [(moving_frames[0], 0.0)])])
+    assert isinstance(open_source(tmp_path), PackedShards)
+    assert isinstance(open_source([tmp_path / "b.shard"]), PackedShards)
+    assert isinstance(open_source(tmp_path / "b.shard"), PackedShards)
+    assert isinstance(open_source(tmp_path / "ledger.txt"), Ledger)
+    with pytest.raises(InputError, match=r"mixes packed shards .*b\.shard"):
+        open_source([tmp_path / "b.shard", tmp_path / "a" / "clip.mp4"])
+    with pytest.raises(InputError, match="fps is 0"):
+        open_source(tmp_path, fps=0)
+
+
+def test_folders_are_searched_to_their_depths(tmp_path, moving_frames):
+    for name in ("one/x", "one/y", "two/deeper/z", ".hidden/w"):
+        write_folder(tmp_path / name, moving_frames[:20])
+    (tmp_path / "one" / "x" / "and_a_folder").mkdir()
+    (tmp_path / "two" / "up").symlink_to(tmp_path)
+    found = open_source(tmp_path)
+    assert found.names == [str(tmp_path / name) for name in ("one/x", "one/y", "two/deeper/z")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no video: looked below it for"):
+        open_source(tmp_path / "empty")
+    with pytest.raises(InputError, match="is not a folder"):
+        open_source(tmp_path / "absent")
+
+
+def test_several_shards_are_one_source(tmp_path, moving_frames):
+    for shard, names in {"b": ["3"], "a": ["1", "2"], "c": []}.items():
+        videos = [(name, [(moving_frames[int(name)], 0.0), (moving_frames[0], float(name))]) for name in names]
+        write_shard(tmp_path / f"{shard}.shard", videos)
+    source = open_source(tmp_path)
+    assert [name.rsplit(":")[-1] for name in source.names] == ["1", "2", "3"]
+    for number in range(3):
+        with source.open(number) as clip:
+            assert clip.times.tolist() == [0.0, number + 1.0]
+            assert clip.path == source.names[number]
+
+
+def test_names_are_a_sequence():
+    names = Names(["", "a/ü", "b\udcff"])  # also one that is not UTF-8
+    assert list(names) == ["", "a/ü", "b\udcff"]
+    assert names[-1] == "b\udcff"
+    assert names[1:] == ["a/ü", "b\udcff"]
+    assert names == Names(names)
+    assert names != ["", "a/ü"]
+    assert "a/ü" in names
+    with pytest.raises(IndexError):
+        names[3]
+    assert len(Names([])) == 0
