@@ -1,0 +1,53 @@
+"""What the README tells people to type exists, and its Python runs."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli.main import COMMANDS, main
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
+TYPED = sorted(set(re.findall(r"^ {4}((?:siammae|make) [^#\n]+?) *(?:#.*)?$", README, re.M)))
+
+
+def test_the_readme_names_commands():
+    assert len(TYPED) >= 8
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_commands_and_flags_exist(line, capsys):
+    program, *words = line.split()
+    if program == "make":
+        targets = (Path(__file__).parents[1] / "Makefile").read_text()
+        assert re.search(rf"^{words[0]}:", targets, re.M), line
+        return
+    name = " ".join(words[:2]) if words[0] == "data" else words[0]
+    assert name in COMMANDS, line
+    preset = [w for flag, w in itertools.pairwise(words) if flag == "--preset"]
+    with pytest.raises(SystemExit):
+        main([*name.split(), *(["--preset", *preset] if preset else []), "--help"])
+    text = capsys.readouterr().out
+    for flag in re.findall(r"--[\w-]+", line):
+        assert flag in text, f"{line}: {flag} is no flag of {name}"
+
+
+def test_the_python_runs(clips, tmp_path, monkeypatch):
+    (code,) = (text for language, text in BLOCKS if language == "python")
+    for full, small in {
+        '"siammae_base_patch16", weights="weights/"': '"siammae_micro_patch8"',
+        '"dataset/"': f"{str(clips)!r}, image_size=64",
+        "batch_size=64, workers=8": "batch_size=4",
+        "epochs=60": "epochs=1",
+    }.items():
+        assert full in code
+        code = code.replace(full, small)
+    samples = Path(__file__).parents[1] / "samples.pickle"
+    (tmp_path / "samples.pickle").symlink_to(samples)
+    monkeypatch.chdir(tmp_path)
+    names = {"images": torch.rand(2, 3, 64, 96)}
+    exec(code, names)
+    assert names["features"].shape == (2, 8, 12, 128) and len(names["figures"]) == 2
