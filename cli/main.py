@@ -17,6 +17,11 @@ COMMANDS = {
     "samples": "write frame pairs for figures to a file",
     "export": "write the encoder of a checkpoint as safetensors for timm",
     "weights": "download public MAE weights",
+    "data download": "Kinetics-400, DAVIS 2017, or what a list of URLs names",
+    "data validate": "decode every video of a folder, and list which are good",
+    "data split": "divide videos into training and test, without overlap",
+    "data prepare": "rewrite videos as JPEG folders, packed shards or short-GOP files",
+    "data inspect": "a picture of frame pairs with their gaps",
     "learn": "train the micro preset and compare it with copying on held-out videos",
     "demo": "execute SiamMAE.ipynb into a page",
 }

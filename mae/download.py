@@ -48,18 +48,19 @@ def download(
     in a row without a new byte, after `backoff`, 2 `backoff`, 4 `backoff` … seconds or what the server asks for, never
     more than `longest_wait`; a server that has not answered once is given up sooner. `timeout` is (connect, read) in
     seconds. A second call for the same target, in whatever process, waits for the first. `progress` shows a bar and
-    prints why it waits, unless `say` is given, which is then told instead.
+    prints what is waited for; a given `say` is told that instead.
 
     Raises `InputError` for everything else: no connection, 404, a wrong type or size, a full disk, a bad file at
     `target` (which stays). What had arrived stays for the next call, unless it was found to be bad.
     """
     target = Path(target)
+    say = say or (partial(print, flush=True) if progress else _silence)
     part = target.with_name(f"{target.name}.part")
     sidecar = target.with_name(f"{target.name}.part.json")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
-            with _locked(part, sidecar) as file:
+            with _locked(part, sidecar, say) as file:
                 if not target.exists():  # or else it was finished while we waited for the lock
                     transfer = _Transfer(url, target, file, sidecar, expected_size, timeout, progress, say)
                     transfer.until_complete(retries, backoff, longest_wait)
@@ -112,7 +113,7 @@ class _Transfer:
     expected_size: int | None
     timeout: tuple[float, float]
     progress: bool
-    say: Callable[[str], object] | None
+    say: Callable[[str], object]
     answered: bool = False  # whether the server has answered at all
 
     def until_complete(self, retries: int, backoff: float, longest_wait: float) -> None:
@@ -144,8 +145,7 @@ class _Transfer:
                 kept = f", {self.size():,} bytes are kept for the next time" if self.size() else ""
                 raise InputError(f"{name} could not be fetched from {host} ({reason}){kept}; {self.by_hand()}")
             wait = min(backoff * 2 ** (failures - 1) if wait is None else wait, longest_wait)
-            if say := self.say or (partial(print, flush=True) if self.progress else None):
-                say(f"{name}: {reason}; again in {wait:.0f} s")
+            self.say(f"{name}: {reason}; again in {wait:.0f} s")
             time.sleep(wait)
 
     def attempt(self) -> None:
@@ -236,8 +236,12 @@ class _Transfer:
         return f"fetch {self.url} by hand and put it at {self.target}"
 
 
+def _silence(_: str) -> None:
+    pass
+
+
 @contextmanager
-def _locked(part: Path, sidecar: Path) -> Iterator[BinaryIO]:
+def _locked(part: Path, sidecar: Path, say: Callable[[str], object]) -> Iterator[BinaryIO]:
     """Open the `.part` file for appending, alone among all processes; in the end, an empty one is cleared away."""
     import fcntl  # not on every system, and needed by nobody who does not download
 
@@ -248,7 +252,7 @@ def _locked(part: Path, sidecar: Path) -> Iterator[BinaryIO]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"{part.name} is being written by another process: waiting for it", flush=True)
+                say(f"{part.name} is being written by another process: waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_at(part, file):
                 continue  # whoever held the lock has finished or given up, and taken the file away

@@ -2,6 +2,7 @@
 
 import email.utils
 import json
+import os
 import random
 import shutil
 import socket
@@ -39,6 +40,7 @@ class Answer:
     announced: int | None = None  # a Content-Length that is a lie; -1: none, the body is chunked
     ranges: bool = True  # whether Range is honoured,
     if_range: bool = True  # and If-Range with it
+    most: int | None = None  # bytes in one answer to a Range
     span: str | None = None  # a Content-Range that is a lie
     before: Callable[[], object] = lambda: None  # called before the answer,
     amid: Callable[[], object] = lambda: None  # in the middle of the body,
@@ -58,8 +60,8 @@ class Handler(BaseHTTPRequestHandler):
         same = not answer.if_range or mark in (headers.get("ETag"), headers.get("Last-Modified"))
         if status == 200 and asked and answer.ranges and same:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            status, body = 206, body[start:]
-            headers["Content-Range"] = answer.span or f"bytes {start}-{len(answer.content) - 1}/{len(answer.content)}"
+            status, body = 206, body[start:][: answer.most]
+            headers["Content-Range"] = answer.span or f"bytes {start}-{start + len(body) - 1}/{len(answer.content)}"
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -167,6 +169,14 @@ def test_memory_stays_constant(server, target):
     assert target.stat().st_size == len(big)
 
 
+def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(server, target, monkeypatch):
+    fsync, replace, calls = os.fsync, os.replace, []
+    monkeypatch.setattr("mae.download.os.fsync", lambda *a: (calls.append("fsync"), fsync(*a)))
+    monkeypatch.setattr("mae.download.os.replace", lambda *a: (calls.append("replace"), replace(*a)))
+    fetch(server, target)
+    assert calls == ["fsync", "replace"]
+
+
 # Broken connections
 
 
@@ -184,7 +194,9 @@ def test_every_drop_is_resumed_where_it_was(server, target, capsys):
 def test_a_stalled_connection_is_given_up_and_resumed(server, target):
     done = Event()
     server.answers = [Answer(stop=100_000, announced=len(CONTENT), instead=done.wait), Answer()]
+    begin = time.monotonic()
     fetch(server, target, timeout=(5, 0.2))
+    assert time.monotonic() - begin < 4
     done.set()
     assert_alone(target)
     assert ranges(server) == [None, f"bytes={100_000 // 16384 * 16384}-"]  # but for the chunk that was being read
@@ -214,11 +226,12 @@ def test_no_endless_loop_where_no_progress_is_made(server, target):
     assert len(server.requests) == 1 + 3
 
 
-def test_what_arrived_is_kept_for_the_next_call(server, target):
+def test_what_arrived_is_kept_for_the_next_call(server, target, capsys):
     server.answers = [Answer(stop=50_000), Answer()]
     refused(server, target, KEPT, retries=0)
-    fetch(server, target)
+    fetch(server, target, progress=True)
     assert_alone(target)
+    assert "weights.bin: 100%" in capsys.readouterr().err  # what was there counts
     assert ranges(server) == [None, "bytes=50000-"]
 
 
@@ -289,9 +302,25 @@ def test_a_continuation_that_does_not_fit_is_not_taken(server, target, span):
 
 
 def test_a_continuation_of_unknown_size_is_taken(server, target):
-    server.answers = [Answer(stop=50_000), Answer(span="bytes 50000-299999/*")]
+    server.answers = [Answer(stop=50_000), Answer(most=100_000, span="bytes 50000-149999/*"), Answer()]
     fetch(server, target)
     assert_alone(target)
+    assert ranges(server) == [None, "bytes=50000-", "bytes=150000-"]
+
+
+def test_a_continuation_may_come_in_slices(server, target):
+    server.answers = [Answer(stop=50_000), Answer(most=100_000)]
+    fetch(server, target)
+    assert_alone(target)
+    assert ranges(server) == [None, "bytes=50000-", "bytes=150000-", "bytes=250000-"]
+
+
+def test_a_continuation_that_is_too_long_is_not_taken(server, target):
+    long = Answer(content=CONTENT + b"more", span="bytes 50000-299999/300000")
+    server.answers = [Answer(stop=50_000), long, Answer()]
+    fetch(server, target)
+    assert_alone(target)
+    assert ranges(server) == [None, "bytes=50000-", None]
 
 
 def test_a_continuation_that_was_not_asked_for_is_not_taken(server, target):
@@ -344,9 +373,12 @@ def test_an_unavailable_server_is_given_up(server, target):
     assert len(server.requests) == 1 + 4
 
 
-@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
-def test_a_web_page_is_no_file(server, target, kind):
-    server.answers = [Answer(content=PAGE, headers={"Content-Type": kind})]
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(PAGE, "text/html; charset=utf-8"), (PAGE, "application/octet-stream"), (b"<p>Moved</p>", "text/html")],
+)
+def test_a_web_page_is_no_file(server, target, content, kind):
+    server.answers = [Answer(content=content, headers={"Content-Type": kind})]
     assert "web page" in refused(server, target)
     assert len(server.requests) == 1
 
@@ -400,6 +432,13 @@ def test_full_disk(server, target, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr("mae.download.shutil.disk_usage", lambda _: usage)
     assert "needs 300,000 more bytes, and the disk has 1,000 free" in refused(server, target)
+    usage = usage._replace(free=250_000)
+    server.answers = [Answer()]
+    target.with_name("weights.bin.part").write_bytes(CONTENT[:50_000])
+    version = {"url": server.url, "validator": '"one"', "total": len(CONTENT)}
+    target.with_name("weights.bin.part.json").write_text(json.dumps(version))
+    fetch(server, target)  # what is here already needs no more room
+    assert_alone(target)
 
 
 def test_disk_that_fills_up(server, target):
@@ -424,9 +463,10 @@ def test_disk_that_fills_up(server, target):
 def test_a_good_file_is_kept_without_a_request(server, target):
     target.parent.mkdir()
     target.write_bytes(b"mine")
+    target.with_name("weights.bin.part").write_bytes(b"begun by a browser")  # nothing is written, so it does not matter
     checked = []
     assert fetch(server, target, expected_size=4, check=checked.append) == target
-    assert_alone(target, b"mine")
+    assert target.read_bytes() == b"mine" and len(list(target.parent.iterdir())) == 2
     assert checked == [target] and not server.requests
 
 
@@ -463,6 +503,14 @@ def test_a_file_in_the_way_of_the_folder(server, target):
     assert target.parent.read_bytes() == b"mine"
 
 
+def test_notes_left_by_a_kill_right_after_the_renaming_go(server, target):
+    target.parent.mkdir()
+    target.write_bytes(CONTENT)
+    target.with_name("weights.bin.part.json").write_text("{}")
+    fetch(server, target)
+    assert_alone(target)
+
+
 def test_a_part_of_another_program_is_left_alone(server, target):
     target.parent.mkdir()
     part = target.with_name("weights.bin.part")
@@ -480,16 +528,16 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(server, target):
 # Several at once
 
 
-def test_two_at_once_fetch_once(server, target, capsys):
-    waiting = Event()
+def test_two_at_once_fetch_once(server, target):
+    said, waiting = [], Event()
     server.answers = [Answer(amid=lambda: waiting.wait(10))]
 
     def second():
         while not target.with_name("weights.bin.part.json").exists():
             time.sleep(0.001)
         with ThreadPoolExecutor(1) as pool:
-            result = pool.submit(fetch, server, target)
-            while "waiting for it" not in capsys.readouterr().out:
+            result = pool.submit(fetch, server, target, say=said.append)
+            while not said:
                 time.sleep(0.001)
             waiting.set()
             return result.result()
@@ -499,6 +547,7 @@ def test_two_at_once_fetch_once(server, target, capsys):
             target
         ] * 2
     assert_alone(target)
+    assert said == ["weights.bin.part is being written by another process: waiting for it"]
     assert len(server.requests) == 1
 
 

@@ -1,0 +1,323 @@
+"""Decode every file of a data set once, write down what came out, and say which files are used.
+
+While it runs, what is known stands in a journal beside the manifest, one JSON line a file; the manifest is made of it
+in one step at the end. A run that is killed goes on from its journal, and a later one from the manifest: files that are
+still the same are not decoded again, and the rules are applied to what was measured.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+from typing import Self
+
+import av
+import numpy as np
+
+from dataset_loader.decoding import OPEN, DecodeError, Video
+from dataset_loader.files import find_videos
+from dataset_loader.manifest import OK, Row, Rules, default_path, read_manifest, write_manifest
+from dataset_loader.shards import take_shard
+from dataset_loader.supervised import MEMORY, SILENCE, Failure, alive, supervise
+from mae.files import InputError
+
+UNEVEN = 0.2  # share by which distances in time differ in a video of variable rate; rounding to milliseconds is less
+UNCERTAIN = ("hung", "crashed")  # may be the machine's fault: a later run tries these again
+FLUSHED = 2.0  # seconds of work that a loss of power may cost
+
+
+def validate(
+    folder: str | Path,
+    *,
+    out: str | Path | None = None,
+    rules: Rules | None = None,
+    jobs: int | None = None,
+    shard: str = "1/1",
+    quarantine: str | Path | None = None,
+    again: bool = False,
+    silence: float = SILENCE,
+    memory: int = MEMORY,
+) -> list[Row]:
+    """Measure all videos below a folder, write the manifest, print a table; returns its rows, sorted by path.
+
+    out: the manifest, by default beside the folder; a shard adds its numbers to the name, and a run over the whole
+    folder takes over what its shards have found. rules: which files are "ok". jobs: processes, by default one for each
+    core. quarantine: a folder, on the same disk, to which all files that are not "ok" are moved; without it nothing is
+    moved. again: decode also what is known. silence: seconds after which a decoder that gives nothing is ended.
+    memory: bytes that a process may take. Raises InputError.
+    """
+    rules, jobs = rules or Rules(), processes(jobs)
+    folder, whole = Path(folder), Path(out) if out else default_path(folder)
+    path = shard_path(whole, shard)
+    if quarantine is not None:
+        _check_quarantine(folder, Path(quarantine), shard)
+    files = [os.path.relpath(file, folder).replace(os.sep, "/") for file in find_videos(folder)]
+    mine = take_shard(files, shard)
+    written = _written(whole, path)
+    with _Journal(path) as journal:
+        # Under the lock: another run over the same folder may just have written them.
+        found = chain([] if again else written.values(), journal.rows)
+        known = {row.path: row for row in found if row.status not in UNCERTAIN}
+        rows = {name: known[name] for name in mine if name in known and _same(known[name], identity(folder, name))}
+        todo = [(str(folder), name) for name in mine if name not in rows]
+        print(f"{len(mine)} files, {len(rows)} of them known; {len(todo)} to decode", flush=True)
+        results = supervise(measure, todo, jobs=jobs, silence=silence, memory=memory)
+        for (_, name), result in progress(results, len(todo)):
+            if isinstance(result, Failure):
+                status = "hung" if result.kind == "hung" else "crashed"
+                result = replace(identity(folder, name), status=status, reason=result.reason)
+            rows[name] = result
+            journal.add(result)
+        if quarantine is not None:  # what an earlier run has moved stays in the list
+            moved = (row for row in written.values() if row.path not in rows)
+            rows |= {row.path: row for row in moved if os.path.lexists(Path(quarantine) / row.path)}
+        kept = {name: row.split for name, row in written.items()}
+        done = [rules.judge(replace(row, split=kept.get(name, ""))) for name, row in sorted(rows.items())]
+        write_manifest(path, done)
+        journal.remove()
+    print(summary(done))
+    print(f"the list is {path}")
+    if quarantine is not None:
+        moved_now = _move(folder, Path(quarantine), [row.path for row in done if row.status != OK])
+        print(f"{moved_now} files moved to {quarantine}")
+    return done
+
+
+def measure(item: tuple[str, str]) -> Row:
+    """Decode the whole of a file (its folder, its path in it) and measure it, without judging.
+
+    A file from which no frame can be had comes back as "unreadable" with its reason. Times are those of the index that
+    the loader uses; frames are counted as they leave the decoder.
+    """
+    folder, name = item
+    path = os.path.join(folder, name)
+    row = identity(folder, name)
+    try:
+        with Video(path) as video:
+            alive()
+            row = replace(row, **_probe(path), **_timing(video.index.times))
+            row = replace(row, **_decode(video, row.damaged))
+            height, width = video.frames([0])[0].shape[1:3]  # as the loader will see it, turned upright
+            row = replace(row, width=width, height=height)
+    except DecodeError as error:
+        row = replace(row, status="unreadable", reason=error.reason)
+    with suppress(OSError):
+        if stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            row = replace(row, hash=content_hash(path))
+    return row
+
+
+def _probe(path: str) -> dict:
+    """The codec, and how many packets the file announces but lacks: only the tables of mp4 and mov can be believed."""
+    with av.open(f"file:{path}", **OPEN) as container:
+        stream = container.streams.best("video")
+        assert isinstance(stream, av.VideoStream)
+        name = stream.codec_context.codec.canonical_name
+        announced = stream.frames if "mp4" in container.format.name.split(",") else 0
+    return {"codec": name, "damaged": announced}
+
+
+def _timing(times: np.ndarray) -> dict:
+    if len(times) < 2:
+        return {}
+    gaps = np.diff(times)
+    usual = float(np.median(gaps))
+    span = float(times[-1] - times[0])
+    variable = bool((np.abs(gaps - usual) > UNEVEN * usual).any())
+    return {"seconds": round(span + usual, 3), "fps": round(len(gaps) / span, 3), "variable": variable}
+
+
+def _decode(video: Video, announced: int) -> dict:
+    """Decode all frames, without turning them into RGB where that can be avoided; count them and what is damaged."""
+    index = video.index
+    if index.sequential:
+        frames = 0
+        for _ in video.each_frame():
+            alive()
+            frames += 1
+        return {"frames": frames, "damaged": len(index.times) - frames}
+    missing = set(index.packets[index.positions].tolist())
+    sizes: set[tuple[int, int]] = set()
+    packets = refused = patched = 0
+    for _, packet in chain(video.packets_from(int(index.keyframes[0])), [(0, None)]):
+        alive()
+        if packet is not None:
+            decoder = packet.stream.codec_context
+            packets += 1
+        try:
+            for frame in decoder.decode(packet):
+                if frame.pts in missing:
+                    missing.remove(frame.pts)
+                    patched += frame.is_corrupt
+                    sizes.add((frame.width, frame.height))
+        except av.FFmpegError:
+            refused += 1
+    if len(sizes) > 1:
+        raise DecodeError(video.path, f"its frames change size, from {min(sizes)} to {max(sizes)} pixels")
+    lacking = max(0, announced - len(index.packets))
+    spacing = int(np.diff([*index.keyframes, len(index.packets)]).max())
+    return {
+        "frames": len(index.times) - len(missing),
+        "damaged": patched + max(refused, len(missing)) + lacking,
+        "keyframe_spacing": spacing,
+    }
+
+
+def identity(folder: str | Path, name: str) -> Row:
+    """What tells whether a file is still the one that was read."""
+    try:
+        found = os.stat(os.path.join(folder, name))
+    except OSError:
+        return Row(name)
+    return Row(name, bytes=found.st_size, modified=found.st_mtime_ns)
+
+
+def _same(row: Row, other: Row) -> bool:
+    return (row.bytes, row.modified) == (other.bytes, other.modified)
+
+
+def content_hash(path: str) -> str:
+    """BLAKE2b of a file's bytes, 128 bits, as `b2sum -l 128` prints it."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            alive()
+    return digest.hexdigest()
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A table of the rows by status: files, hours, gigabytes, and the first of them with its reason."""
+    lines = [f"{'status':10}  {'files':>7}  {'hours':>8}  {'GB':>8}  for example"]
+    for status in [OK, *sorted({row.status for row in rows} - {OK}), "all"]:
+        group = [row for row in rows if status in (row.status, "all")]
+        hours, size = sum(row.seconds for row in group) / 3600, sum(row.bytes for row in group) / 1e9
+        example = f"{group[0].path} {group[0].reason}" if group and status not in (OK, "all") else ""
+        lines.append(f"{status:10}  {len(group):7}  {hours:8.2f}  {size:8.2f}  {printable(example)}".rstrip())
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """A name that is no UTF-8 in a form that every terminal takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def progress(results: Iterable, total: int) -> Iterable:
+    """The same things one by one, while a line shows how many are done, how fast, and the time left."""
+    from tqdm import tqdm
+
+    interval = 0.5 if sys.stdout.isatty() else 30
+    return tqdm(results, total=total, unit=" files", mininterval=interval, file=sys.stdout, disable=not total)
+
+
+def processes(jobs: int | None) -> int:
+    """How many processes to work with: by default as many as this one has cores."""
+    if jobs is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if jobs < 1:
+        raise InputError(f"jobs is {jobs}; it must be at least 1")
+    return jobs
+
+
+def shard_path(manifest: Path, shard: str) -> Path:
+    """Where a shard writes: `clips.manifest.2-of-8.csv` of `clips.manifest.csv`."""
+    take_shard([], shard)
+    part = "" if shard == "1/1" else f".{shard.replace('/', '-of-')}"
+    return manifest.with_name(f"{manifest.stem}{part}{manifest.suffix}")
+
+
+def _written(whole: Path, path: Path) -> dict[str, Row]:
+    """Rows by path of the manifest of an earlier run, or of those that shards have written."""
+    shards = whole.parent.glob(f"{glob.escape(whole.stem)}.*-of-*{whole.suffix}") if path == whole else []
+    found = [*sorted(shards), *([path] if path.exists() else [])]
+    return {row.path: row for manifest in found for row in read_manifest(manifest)}
+
+
+class _Journal:
+    """Rows that are known already, in a file that survives a kill at any moment; one process at a time holds it."""
+
+    def __init__(self, manifest: Path) -> None:
+        self.manifest = manifest
+        self.path = manifest.with_name(f".{manifest.name}.journal")
+        self.flushed = time.monotonic()
+
+    def __enter__(self) -> Self:
+        import fcntl
+
+        try:
+            self.file = open(self.path, "a+b")
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{self.path} is held by another run of validate; wait until it ends") from None
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written ({error.strerror}); choose a place with --out") from error
+        for left in self.path.parent.glob(f".{glob.escape(self.manifest.name)}.*.tmp"):  # by a run that was killed
+            left.unlink(missing_ok=True)
+        self.file.seek(0)
+        text = self.file.read()
+        whole = text[: text.rfind(b"\n") + 1]  # a line without its end was being written when the run was killed
+        self.file.truncate(len(whole))
+        self.rows = [row for line in whole.splitlines() if (row := _parsed(line))]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        self.file.close()
+
+    def add(self, row: Row) -> None:
+        self.file.write(json.dumps(asdict(row)).encode() + b"\n")
+        self.file.flush()
+        if time.monotonic() - self.flushed > FLUSHED:
+            self.flush()
+
+    def flush(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.flushed = time.monotonic()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _parsed(line: bytes) -> Row | None:
+    try:
+        return Row(**json.loads(line))
+    except (ValueError, TypeError):  # after a loss of power a line may be anything; its file is decoded again
+        return None
+
+
+def _check_quarantine(folder: Path, quarantine: Path, shard: str) -> None:
+    if shard != "1/1":
+        raise InputError(
+            "--quarantine does not go with --shard: moving files would change what the other shards see; "
+            "run it without --shard when all shards are through, it takes over what they found"
+        )
+    inner, outer = quarantine.resolve(), folder.resolve()
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise InputError(f"the quarantine {quarantine} and {folder} lie in one another; give a folder beside it")
+
+
+def _move(folder: Path, quarantine: Path, names: Sequence[str]) -> int:
+    """Move files to the same path below the quarantine; nothing there is overwritten. Returns how many were moved."""
+    here = [name for name in names if os.path.lexists(folder / name)]
+    clash = [name for name in here if os.path.lexists(quarantine / name)]
+    if clash:
+        raise InputError(f"{quarantine / clash[0]} is there already; nothing was moved ({len(clash)} such files)")
+    for name in here:
+        try:
+            (quarantine / name).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(folder / name, quarantine / name)
+        except OSError as error:
+            raise InputError(
+                f"{folder / name} cannot be moved to {quarantine} ({error.strerror}); both must be on one disk, and "
+                "writable; the same command goes on with the rest"
+            ) from error
+    return len(here)

@@ -1,0 +1,560 @@
+"""A manifest tells the truth about good and bad files, whatever happens to the processes that find it out."""
+
+import ctypes
+import io
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+import wave
+from collections import Counter
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli.main import main
+from dataset_loader import decode_all
+from dataset_loader.encoding import copy_cut, write_video
+from dataset_loader.manifest import COLUMNS, Row, Rules, default_path, read_manifest, write_manifest
+from dataset_loader.splitting import check_no_overlap, duplicates, split, split_data, video_id
+from dataset_loader.supervised import Failure, _context, supervise
+from dataset_loader.validate import content_hash, measure, validate
+from mae.files import InputError
+
+ANY = Rules(min_seconds=0.5, min_fps=None, max_fps=None)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """30 frames of noise that moves: uint8 [30, 48, 64, 3]."""
+    texture = np.random.default_rng(1).integers(0, 255, (48, 94, 3), dtype=np.uint8)
+    return np.stack([texture[:, 30 - shift : 94 - shift] for shift in range(30)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, pictures):
+    """Twelve clips of one second in two folders, and a few that are no videos."""
+    folder = tmp_path_factory.mktemp("validate") / "clips"
+    for number in range(12):
+        path = folder / f"part{number % 2}" / f"clip {number}.mp4"
+        write_video(path, np.roll(pictures, number, axis=2), 30, gop=10)
+    (folder / "empty.mp4").touch()
+    (folder / "text.mkv").write_text("hello")
+    os.mkfifo(folder / "pipe.mp4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "m.csv"
+    validate(folder, out=out, rules=ANY, jobs=2)
+    return out.read_bytes()
+
+
+# ---- Processes
+
+
+def test_results_come_whatever_else_happens():
+    assert dict(supervise(abs, [-1, -2, -3], jobs=2)) == {-1: 1, -2: 2, -3: 3}
+    assert list(supervise(abs, [], jobs=2)) == []
+    assert dict(supervise(print, [""], jobs=1)) == {"": None}
+    with pytest.raises(InputError, match="jobs is 0"):
+        list(supervise(abs, [1], jobs=0))
+
+
+def test_a_process_that_hangs_is_ended_and_the_rest_goes_on():
+    begin = time.monotonic()
+    results = dict(supervise(time.sleep, [0.01, 1000, 0.02, 0.03], jobs=1, silence=1.0))
+    assert results[1000] == Failure("hung", "gave nothing for 1 s") and time.monotonic() - begin < 30
+    assert [results[k] for k in (0.01, 0.02, 0.03)] == [None] * 3
+
+
+def test_a_process_that_dies_is_replaced():
+    results = dict(supervise(signal.raise_signal, [signal.SIGKILL, 0, signal.SIGSEGV], jobs=2))
+    assert results.keys() == {signal.SIGKILL, 0, signal.SIGSEGV}
+    assert results[signal.SIGKILL] == Failure("crashed", "crashes the decoder (its process was ended by SIGKILL)")
+    assert "SIGSEGV" in results[signal.SIGSEGV].reason
+    assert dict(supervise(os._exit, [3], jobs=1))[3].reason.endswith("(its process ended with code 3)")
+    assert dict(supervise(ctypes.string_at, [0], jobs=1))[0].kind == "crashed"
+
+
+def test_a_process_gets_so_much_memory_and_no_more():
+    results = dict(supervise(bytearray, [1 << 20, 1 << 30], jobs=1, memory=1 << 28))
+    assert results[1 << 30].reason == "needs more than 0.2 GiB of memory" and len(results[1 << 20]) == 1 << 20
+
+
+def test_no_process_outlives_a_supervisor_that_stops_early():
+    results = supervise(time.sleep, [0, 100, 100], jobs=3)
+    next(results)
+    results.close()
+    assert multiprocessing.active_children() == []
+
+
+# ---- What is measured
+
+
+def test_a_row_tells_what_a_plain_decode_finds(tmp_path, pictures):
+    times = np.cumsum(np.r_[0, np.tile([0.02, 0.05], 15)])[:30] + 2
+    write_video(tmp_path / "a.mkv", pictures, times, gop=7)
+    row = measure((str(tmp_path), "a.mkv"))
+    _, decoded = decode_all(tmp_path / "a.mkv")
+    assert row.frames == len(decoded) == 30 and row.damaged == 0
+    assert row.seconds == pytest.approx(times[-1] - times[0] + np.median(np.diff(times)), abs=2e-3)
+    assert row.fps == pytest.approx(29 / (times[-1] - times[0]), abs=0.1) and row.variable
+    assert (row.width, row.height, row.codec, row.keyframe_spacing) == (64, 48, "h264", 7)
+    assert row.bytes == (tmp_path / "a.mkv").stat().st_size and row.status == ""
+    assert row.hash == content_hash(str(tmp_path / "a.mkv"))
+    write_video(tmp_path / "b.mkv", pictures, 60)
+    other = measure((str(tmp_path), "b.mkv"))
+    assert not other.variable and other.fps == pytest.approx(60, abs=0.1) and other.hash != row.hash
+
+
+def test_cuts_are_not_damaged(tmp_path, pictures):
+    write_video(tmp_path / "whole.mp4", pictures, 30, gop=10)
+    for suffix in (".mp4", ".mkv", ".ts"):
+        copy_cut(tmp_path / "whole.mp4", tmp_path / f"cut{suffix}", 0.5, 0.5)
+        row = measure((str(tmp_path), f"cut{suffix}"))
+        assert row.damaged == 0 and row.frames == len(decode_all(tmp_path / f"cut{suffix}")[0]), suffix
+
+
+def test_a_file_that_breaks_off_is_damaged(tmp_path, pictures):
+    """The table of an mp4 that begins with it tells of more frames than there are; Kinetics has such files."""
+    write_video(tmp_path / "a.mp4", pictures, 30, options={"g": "5"})
+    data = (tmp_path / "a.mp4").read_bytes()
+    boxes, at = [], 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        boxes.append(data[at : at + size])
+        at += size
+    (moov,) = (box for box in boxes if box[4:8] == b"moov")
+    moov_first = bytearray(boxes[0] + moov + b"".join(box for box in boxes[1:] if box is not moov))
+    table = moov_first.index(b"stco") + 8
+    for entry in range(int.from_bytes(moov_first[table : table + 4], "big")):
+        place = slice(table + 4 + 4 * entry, table + 8 + 4 * entry)
+        moov_first[place] = (int.from_bytes(moov_first[place], "big") + len(moov)).to_bytes(4, "big")
+    (tmp_path / "whole.mp4").write_bytes(moov_first)
+    (tmp_path / "broken.mp4").write_bytes(moov_first[: -len(moov_first) // 3])
+    assert measure((str(tmp_path), "whole.mp4")).damaged == 0
+    broken = measure((str(tmp_path), "broken.mp4"))
+    assert 0 < broken.frames < 30 and broken.damaged >= 30 - broken.frames
+    assert ANY.judge(broken).status == "damaged"
+
+
+def test_rules_and_their_off_switches():
+    good = Row("a.mp4", seconds=3.0, fps=29.97, frames=90, width=340, height=256)
+    assert Rules().judge(good) == replace(good, status="ok")
+    for change, status, switch in [
+        ({"seconds": 2.99}, "short", {"min_seconds": None}),
+        ({"fps": 25.0}, "rate", {"min_fps": None}),
+        ({"fps": 60.0}, "rate", {"max_fps": None}),
+        ({"width": 1, "height": 1}, "small", {"min_side": None}),
+        ({"damaged": 3}, "damaged", {"max_damaged": None}),
+    ]:
+        bad = Rules().judge(replace(good, **change))
+        assert bad.status == status and bad.reason
+        assert Rules(**switch).judge(bad) == replace(bad, status="ok", reason="")
+    rounded = replace(good, fps=30.012, seconds=2.999)  # 90 frames with times in milliseconds
+    assert Rules().judge(rounded).status == "ok"
+    assert Rules().judge(replace(good, seconds=1.0, fps=10.0)).reason.count(";") == 1
+    only = replace(good, frames=1, fps=0.0, seconds=0.0)
+    off = Rules(None, None, None, None, None)
+    assert off.judge(only).status == "short" and "only one frame" in off.judge(only).reason
+    lost = Row("b.mp4", status="unreadable", reason="is empty")
+    assert off.judge(lost) == lost
+
+
+def test_manifests_come_back_as_they_were(tmp_path):
+    strange = os.fsdecode(b'b\xff",\n\r.mp4')
+    rows = [Row("ü/a.mp4", 3, 4, "f" * 32, 1.5, 45, 0, 29.97, True, 8, 9, "h264", 12, "ok", "", "test"), Row(strange)]
+    write_manifest(tmp_path / "m.csv", rows)
+    assert read_manifest(tmp_path / "m.csv") == sorted(rows, key=lambda row: row.path)
+    first = (tmp_path / "m.csv").read_bytes()
+    write_manifest(tmp_path / "m.csv", read_manifest(tmp_path / "m.csv")[::-1])
+    assert (tmp_path / "m.csv").read_bytes() == first
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="is not a manifest"):
+        read_manifest(tmp_path / "other.csv")
+    (tmp_path / "torn.csv").write_text(",".join(COLUMNS) + "\na.mp4,x\n")
+    with pytest.raises(InputError, match="line 2 is no row"):
+        read_manifest(tmp_path / "torn.csv")
+
+
+# ---- A whole folder
+
+
+def test_the_list_of_a_folder(folder, undisturbed, tmp_path, capsys):
+    (tmp_path / "m.csv").write_bytes(undisturbed)
+    rows = {row.path: row for row in read_manifest(tmp_path / "m.csv")}
+    assert len(rows) == 15 and Counter(row.status for row in rows.values()) == {"ok": 12, "unreadable": 3}
+    assert rows["empty.mp4"].reason == "is empty" and "not a regular file" in rows["pipe.mp4"].reason
+    assert "cannot be opened as a video" in rows["text.mkv"].reason
+    assert len({row.hash for row in rows.values() if row.status == "ok"}) == 12
+    before = sorted(folder.rglob("*"))
+    validate(folder, out=tmp_path / "m.csv", rules=Rules(min_seconds=2), jobs=1)  # nothing to decode
+    printed = capsys.readouterr().out
+    assert "15 of them known; 0 to decode" in printed and "short" in printed
+    assert Counter(row.status for row in read_manifest(tmp_path / "m.csv")) == {"short": 12, "unreadable": 3}
+    assert sorted(folder.rglob("*")) == before and not list(tmp_path.glob(".*"))
+
+
+def test_a_file_that_changes_is_decoded_again(tmp_path, pictures, capsys):
+    for name in ("a", "b"):
+        write_video(tmp_path / "v" / f"{name}.mp4", pictures, 30)
+    validate(tmp_path / "v", rules=ANY, jobs=1)
+    assert default_path(tmp_path / "v") == tmp_path / "v.manifest.csv"
+    write_video(tmp_path / "v" / "b.mp4", pictures[:20], 30)
+    rows = validate(tmp_path / "v", rules=ANY, jobs=1)
+    assert "1 of them known; 1 to decode" in capsys.readouterr().out
+    assert [row.frames for row in rows] == [30, 20] and rows == read_manifest(tmp_path / "v.manifest.csv")
+
+
+def test_shards_are_disjoint_complete_and_taken_over(folder, undisturbed, tmp_path, capsys):
+    out = tmp_path / "m.csv"
+    parts = [validate(folder, out=out, rules=ANY, jobs=1, shard=f"{k}/3") for k in (1, 2, 3)]
+    names = [row.path for rows in parts for row in rows]
+    assert len(names) == len(set(names)) == 15 and not out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"m.{k}-of-3.csv" for k in (1, 2, 3)]
+    validate(folder, out=out, rules=ANY, jobs=1)
+    assert out.read_bytes() == undisturbed and "0 to decode" in capsys.readouterr().out
+
+
+@contextmanager
+def interfering(signal_number, times, out):
+    """Send a signal to processes at work, from the second result on; yields the list of those that got it."""
+    journal = out.with_name(f".{out.name}.journal")
+    over = threading.Event()
+    sent: list[int] = []
+
+    def send():
+        while len(sent) < times and not over.wait(0.01):
+            workers = [p.pid for p in multiprocessing.active_children() if p.pid not in sent]
+            if workers and journal.exists() and journal.stat().st_size:
+                with suppress(ProcessLookupError):
+                    os.kill(workers[0], signal_number)
+                    sent.append(workers[0])
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_processes_that_are_killed_make_no_difference(folder, undisturbed, tmp_path):
+    out = tmp_path / "m.csv"
+    with interfering(signal.SIGKILL, 3, out) as killed:
+        validate(folder, out=out, rules=ANY, jobs=2)
+    assert killed
+    validate(folder, out=out, rules=ANY, jobs=2)  # should one file have been hit twice
+    assert out.read_bytes() == undisturbed
+
+
+def test_a_decoder_that_stops_is_listed_and_tried_again_later(folder, undisturbed, tmp_path):
+    out = tmp_path / "m.csv"
+    with interfering(signal.SIGSTOP, 1, out):
+        rows = validate(folder, out=out, rules=ANY, jobs=1, silence=3)
+    (hung,) = (row for row in rows if row.status == "hung")
+    assert hung.reason == "gave nothing for 3 s" and hung.bytes == (folder / hung.path).stat().st_size
+    validate(folder, out=out, rules=ANY, jobs=2)
+    assert out.read_bytes() == undisturbed
+
+
+def kill_at_random_moments(folder, out, undisturbed, kills, seed):
+    """Kill runs until so many were caught in the middle, at most three in a row; then one runs to its end."""
+    generator = random.Random(seed)
+    journal = out.with_name(f".{out.name}.journal")
+    run = partial(validate, folder, out=out, rules=ANY, jobs=2)
+    caught, resumed = 0, 0
+    for attempt in range(10 * kills):
+        if attempt % 3 == 0:
+            out.unlink(missing_ok=True)
+        process = _context().Process(target=run)
+        process.start()
+        while process.is_alive() and not journal.exists():  # importing is not what is to be disturbed
+            time.sleep(0.005)
+        if attempt % 3 < 2:  # processes start meanwhile: wait for a result
+            before = journal.stat().st_size if journal.exists() else 0
+            while process.is_alive() and journal.exists() and journal.stat().st_size <= before:
+                time.sleep(0.005)
+        time.sleep(generator.uniform(0, 0.4))
+        alive = process.is_alive()
+        process.kill()
+        process.join()
+        caught += alive
+        resumed += alive and journal.exists() and journal.stat().st_size > 0
+        if attempt % 3 == 2 or caught == kills:
+            validate(folder, out=out, rules=ANY, jobs=2)
+            assert out.read_bytes() == undisturbed
+            assert sorted(path.name for path in out.parent.iterdir()) == [out.name]
+        if caught == kills:
+            assert resumed
+            return
+    pytest.fail(f"only {caught} runs were caught in the middle")
+
+
+def test_killed_three_times(folder, undisturbed, tmp_path):
+    kill_at_random_moments(folder, tmp_path / "m.csv", undisturbed, 3, seed=0)
+
+
+@pytest.mark.slow
+def test_killed_thirty_times(folder, undisturbed, tmp_path):
+    kill_at_random_moments(folder, tmp_path / "m.csv", undisturbed, 30, seed=1)
+
+
+def test_a_journal_that_was_torn(folder, undisturbed, tmp_path, capsys):
+    """Half a line, bytes of nobody, and a row of a file that is no more."""
+    import json
+    from dataclasses import asdict
+
+    (tmp_path / "whole.csv").write_bytes(undisturbed)
+    lines = [json.dumps(asdict(row)).encode() for row in read_manifest(tmp_path / "whole.csv")]
+    stranger = json.dumps(asdict(Row("gone.mp4", bytes=5))).encode()
+    journal = tmp_path / ".m.csv.journal"
+    journal.write_bytes(b"\n".join([*lines[:4], b"\0\0\0", b"{}", stranger, lines[5][:-30]]))
+    validate(folder, out=tmp_path / "m.csv", rules=ANY, jobs=1)
+    assert "15 files, 4 of them known" in capsys.readouterr().out
+    assert (tmp_path / "m.csv").read_bytes() == undisturbed
+
+
+def test_quarantine_moves_what_is_bad_and_nothing_else(tmp_path, pictures):
+    folder, away = tmp_path / "v", tmp_path / "bad"
+    write_video(folder / "good.mp4", pictures, 30)
+    write_video(folder / "deep" / "short.mp4", pictures[:9], 30)
+    (folder / "empty.mp4").touch()
+    rows = validate(folder, rules=ANY, jobs=1)
+    listed = default_path(folder).read_bytes()
+    assert len(list(folder.rglob("*.mp4"))) == 3
+    away.mkdir()
+    (away / "empty.mp4").write_text("mine")
+    with pytest.raises(InputError, match="is there already; nothing was moved"):
+        validate(folder, rules=ANY, jobs=1, quarantine=away)
+    assert len(list(folder.rglob("*.mp4"))) == 3 and (away / "empty.mp4").read_text() == "mine"
+    (away / "empty.mp4").unlink()
+    (away / "deep").mkdir()
+    os.rename(folder / "deep" / "short.mp4", away / "deep" / "short.mp4")  # as a run leaves it that is killed here
+    assert validate(folder, rules=ANY, jobs=1, quarantine=away) == rows
+    assert default_path(folder).read_bytes() == listed
+    assert [str(p.relative_to(folder)) for p in folder.rglob("*.mp4")] == ["good.mp4"]
+    assert {str(p.relative_to(away)) for p in away.rglob("*.mp4")} == {"deep/short.mp4", "empty.mp4"}
+    for wrong in (folder / "bad", tmp_path, folder):
+        with pytest.raises(InputError, match="lie in one another"):
+            validate(folder, rules=ANY, jobs=1, quarantine=wrong)
+    with pytest.raises(InputError, match="does not go with --shard"):
+        validate(folder, rules=ANY, jobs=1, quarantine=away, shard="1/2")
+
+
+# ---- Mutations
+
+
+def audio_only():
+    data = io.BytesIO()
+    with wave.open(data, "wb") as file:
+        file.setnchannels(1), file.setsampwidth(2), file.setframerate(8000)
+        file.writeframes(bytes(16000))
+    return data.getvalue()
+
+
+def mutated(folder, pictures, count, seed=0):
+    """Write `count` files, each damaged in another way; {name: (kind, what its reason must say, or None)}."""
+    generator = random.Random(seed)
+    made = {}
+    bases = {}
+    for suffix, codec in [(".mp4", "libx264"), (".mkv", "libx264"), (".ts", "libx264"), (".avi", "mpeg4"),
+                          (".mov", "mpeg4"), (".ts", "mpeg2video"), (".webm", "libvpx-vp9")]:  # fmt: skip
+        path = folder.parent / f"base{suffix}"
+        fast = {"deadline": "realtime", "cpu-used": "8"} if codec == "libvpx-vp9" else None
+        write_video(path, pictures, 30, codec=codec, options=fast)
+        bases[codec, suffix] = path.read_bytes()
+    write_video(path := folder.parent / "one.mp4", pictures[:1], 30)
+    one = path.read_bytes()
+    write_video(path := folder.parent / "tiny.mkv", pictures[:, :1, :1], 30, codec="ffv1", pixel_format="yuv444p")
+    tiny = path.read_bytes()
+    write_video(path := folder.parent / "odd.mkv", pictures[:, :37, :51], 30, codec="ffv1", pixel_format="yuv444p")
+    odd = path.read_bytes()
+    kinds = ["cut", "flip", "flip", "noise", "zeros", "header", "one", "tiny", "odd", "empty", "text", "audio"]
+    folder.mkdir()
+    for number in range(count):
+        kind = kinds[number % len(kinds)]
+        (_, suffix), data = generator.choice(sorted(bases.items()))
+        data, says = bytearray(data), None
+        if kind == "cut":
+            del data[generator.randrange(1, len(data)) :]
+        elif kind == "flip":
+            for _ in range(generator.choice([1, 10, 100])):
+                data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+        elif kind in ("noise", "zeros"):
+            first = generator.randrange(len(data))
+            size = min(len(data) - first, generator.randrange(1, 2000))
+            data[first : first + size] = generator.randbytes(size) if kind == "noise" else bytes(size)
+        elif kind == "header":
+            data[generator.randrange(200)] = generator.randrange(256)
+        else:
+            suffix, data, says = {
+                "one": (".mp4", one, "only one frame"),
+                "tiny": (".mkv", tiny, "is 1×1, under 16 pixels"),
+                "odd": (".mkv", odd, ""),
+                "empty": (suffix, b"", "is empty"),
+                "text": (suffix, b"This is not a video.\n" * 20, "cannot be opened as a video"),
+                "audio": (".mp4", audio_only(), "no video stream"),
+            }[kind]
+        name = f"{number:04}_{kind}{suffix}"
+        (folder / name).write_bytes(data)
+        made[name] = kind, says
+    return made
+
+
+def check_mutated(tmp_path, pictures, count, seed):
+    made = mutated(tmp_path / "bad", pictures, count, seed)
+    rows = {row.path: row for row in validate(tmp_path / "bad", rules=ANY, jobs=2, silence=20)}
+    assert rows.keys() == made.keys()
+    for name, (_, says) in made.items():
+        row = rows[name]
+        assert row.status in ("ok", "damaged", "short", "small", "unreadable"), row
+        assert (row.reason == "") == (row.status == "ok"), row
+        assert says is None or (says in row.reason if says else row.status == "ok"), row
+        if row.status in ("ok", "damaged"):
+            assert row.frames > 1 and row.seconds > 0
+    return Counter((made[name][0], row.status) for name, row in rows.items())
+
+
+def test_sixty_mutations(tmp_path, pictures):
+    counts = check_mutated(tmp_path, pictures, 60, seed=0)
+    assert counts["flip", "damaged"] + counts["noise", "damaged"] + counts["cut", "damaged"] >= 3, counts
+
+
+@pytest.mark.slow
+def test_thousand_mutations(tmp_path, pictures):
+    print(sorted(check_mutated(tmp_path, pictures, 1000, seed=1).items()))
+
+
+# ---- Training and test
+
+
+def rows_of(names, **values):
+    return [Row(name, bytes=9, hash=f"{k:032x}", status="ok", seconds=10.0, **values) for k, name in enumerate(names)]
+
+
+def test_split_is_stable_by_the_id_of_the_video():
+    names = [f"class {k % 7}/id-{k:04}_{k % 50:06}_{k % 50 + 10:06}.mp4" for k in range(2000)]
+    rows = split(rows_of(names))
+    sides = {row.path: row.split for row in rows}
+    assert set(sides.values()) == {"train", "test"} and 150 < list(sides.values()).count("test") < 250
+    assert all(sides[row.path] == row.split for row in split(rows_of(names[::3])))
+    moved = [Row("elsewhere/" + Path(r.path).stem + ".mkv", hash=r.hash, status="ok", split="x") for r in rows]
+    assert [row.split for row in split(moved)] == [row.split for row in rows]
+    held = [r.path for r in split(rows_of(names), 0.3) if r.split == "test"]
+    assert {name for name, side in sides.items() if side == "test"} < set(held)
+
+
+def test_cuts_of_one_video_stay_together():
+    assert video_id("a/b_c_000010_000020.mp4") == video_id("z/b_c_000030_000040.webm") == "b_c"
+    assert video_id("droid_001.mp4") == "droid_001" and video_id("x/_000010_000020.mp4") == "_000010_000020"
+    names = [f"id{k}_{cut:06}_{cut + 10:06}.mp4" for k in range(200) for cut in (0, 10, 20)]
+    sides: dict[str, set[str]] = {}
+    for row in split(rows_of(names), 0.5):
+        sides.setdefault(video_id(row.path), set()).add(row.split)
+    assert all(len(side) == 1 for side in sides.values()) and {"train"} in sides.values() and {"test"} in sides.values()
+
+
+def test_what_is_not_ok_is_on_no_side():
+    rows = [
+        replace(row, status="short" if k % 2 else "ok") for k, row in enumerate(rows_of(f"{k}.mp4" for k in "abcdef"))
+    ]
+    assert [row.split != "" for row in split(rows)] == [True, False] * 3
+
+
+def test_overlap_is_refused():
+    names = [f"{k}.mp4" for k in range(40)]
+    sides = {row.path: row.split for row in split(rows_of(names), 0.3)}
+    held = next(n for n in names if sides[n] == "test")
+    used = next(n for n in names if sides[n] == "train")
+    same = [replace(row, hash="f" * 32) if row.path in (held, used) else row for row in rows_of(names)]
+    with pytest.raises(InputError, match="same content"):
+        split(same, 0.3)
+    left = {row.path: row.split for row in split(same, 0.3, leave_out_duplicates=True)}
+    assert {left[held], left[used]} in ({"", "train"}, {"", "test"})
+    assert all(left[n] == sides[n] for n in names if n not in (held, used))
+    assert [[row.path for row in group] for group in duplicates(same)] == [sorted([held, used])]
+    with pytest.raises(InputError, match="same id"):
+        check_no_overlap(rows_of(["a_000000_000010.mp4"]), [Row("x/a_000010_000020.mp4", hash="e")])
+    check_no_overlap(rows_of(["a.mp4"]), [Row("b.mp4", hash="e")])
+
+
+def test_two_folders_become_two_sides(tmp_path, capsys):
+    for name, ids in {"train": ("a", "b"), "test": ("c",)}.items():
+        for k in ids:
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{k}.mp4").write_text(k)
+        rows = [Row(f"{k}.mp4", bytes=1, hash=k * 32, status="ok") for k in ids]
+        write_manifest(default_path(tmp_path / name), rows)
+    split_data(tmp_path / "train", test=tmp_path / "test", lists=tmp_path / "lists")
+    assert [row.split for row in read_manifest(tmp_path / "train.manifest.csv")] == ["train", "train"]
+    assert [row.split for row in read_manifest(tmp_path / "test.manifest.csv")] == ["test"]
+    assert (tmp_path / "lists" / "test.txt").read_text() == f"{tmp_path / 'test' / 'c.mp4'}\n"
+    assert "train: 2 videos" in capsys.readouterr().out
+    inner = tmp_path / "train" / "inner"
+    inner.mkdir()
+    (inner / "d.mp4").touch()
+    write_manifest(default_path(inner), [Row("d.mp4", hash="d", status="ok")])
+    with pytest.raises(InputError, match="lies in"):
+        split_data(tmp_path / "train", test=inner)
+    write_manifest(default_path(tmp_path / "test"), [Row("x.mp4", bytes=1, hash="a" * 32, status="ok")])
+    before = (tmp_path / "train.manifest.csv").read_bytes()
+    with pytest.raises(InputError, match="same content"):
+        split_data(tmp_path / "train", test=tmp_path / "test")
+    assert (tmp_path / "train.manifest.csv").read_bytes() == before
+
+
+def test_a_later_validate_keeps_the_sides(folder, tmp_path):
+    out = tmp_path / "m.csv"
+    validate(folder, out=out, rules=ANY, jobs=2)
+    split_data(out, test_share=0.5)
+    sides = [row.split for row in read_manifest(out)]
+    assert {"train", "test", ""} == set(sides)
+    assert [row.split for row in validate(folder, out=out, rules=ANY, jobs=1)] == sides
+
+
+# ---- The command
+
+
+def test_the_commands(tmp_path, pictures, capsys, command):
+    for k in range(4):
+        write_video(tmp_path / "v" / f"{k}.mp4", np.roll(pictures, k, axis=1), 30)
+    v = str(tmp_path / "v")
+    assert command("data validate", v, "--jobs", "1", "--min-seconds", "None") == 0
+    assert "ok                4" in capsys.readouterr().out
+    assert command("data split", v, "--test-share", "0.5") == 0
+    assert "train: " in capsys.readouterr().out
+    for name, words, sentence in [
+        ("data validate", ["nowhere"], "nowhere is not a folder"),
+        ("data validate", [v, "--shard", "3/2"], "the shard is '3/2'"),
+        ("data validate", [v, "--jobs", "0"], "jobs is 0"),
+        ("data validate", [v, "--quarantine", v], "lie in one another"),
+        ("data validate", [v, "--out", f"{v}/0.mp4"], "is not a manifest"),
+        ("data split", ["nowhere"], "nowhere cannot be read as a manifest"),
+        ("data split", [v, "--test-share", "2"], "the share to hold out is 2"),
+        ("data split", [v, "--test", v], "lies in"),
+    ]:
+        assert command(name, *words) == 2, (name, words)
+        error = capsys.readouterr().err
+        assert sentence in error and len(error.splitlines()) == 1, error
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Run one command, whether or not the list of all has it yet."""
+    import cli.main
+
+    def run(name, *words):
+        monkeypatch.setitem(cli.main.COMMANDS, name, "")
+        return main([*name.split(), *words])
+
+    return run
