@@ -25,7 +25,7 @@ import numpy as np
 
 from dataset_loader.archives import flush
 from dataset_loader.decoding import DecodeError, Video
-from dataset_loader.encoding import _scaled, write_video
+from dataset_loader.encoding import FAST_TO_DECODE, _scaled, write_video
 from dataset_loader.files import find_videos
 from dataset_loader.images import QUALITY, decode_image, encode_jpeg
 from dataset_loader.manifest import OK, default_path, read_manifest
@@ -288,7 +288,7 @@ def _write_one(source: Path, made: Path, recipe: Recipe) -> Path:
         times = cast(Sequence[float], (at for _, at in again))
         images = (image for image, _ in pairs)
         # x264's macroblock tree gives small frames other bytes on every run, and helps little between near keyframes.
-        write_video(made, images, times, gop=recipe.gop, crf=recipe.crf, options={"mbtree": "0"})
+        write_video(made, images, times, gop=recipe.gop, crf=recipe.crf, options={"mbtree": "0"} | FAST_TO_DECODE)
     else:
         _write_folder(made, source, recipe)
     return made

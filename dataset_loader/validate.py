@@ -57,6 +57,7 @@ def validate(
     rules, jobs = rules or Rules(), processes(jobs)
     folder, whole = Path(folder), Path(out) if out else default_path(folder)
     path = shard_path(whole, shard)
+    _refuse_read_only(path.parent)
     if quarantine is not None:
         _check_quarantine(folder, Path(quarantine), shard)
     files = [os.path.relpath(file, folder).replace(os.sep, "/") for file in find_videos(folder)]
@@ -68,7 +69,9 @@ def validate(
         known = {row.path: row for row in found if row.status not in UNCERTAIN}
         rows = {name: known[name] for name in mine if name in known and _same(known[name], identity(folder, name))}
         todo = [(str(folder), name) for name in mine if name not in rows]
-        print(f"{len(mine)} files, {len(rows)} of them known; {len(todo)} to decode", flush=True)
+        print(
+            f"{len(mine)} files, {len(rows)} of them known; {len(todo)} to decode; the list will be {path}", flush=True
+        )
         results = supervise(measure, todo, jobs=jobs, silence=silence, memory=memory)
         for (_, name), result in progress(results, len(todo)):
             if isinstance(result, Failure):
@@ -232,6 +235,12 @@ def shard_path(manifest: Path, shard: str) -> Path:
     take_shard([], shard)
     part = "" if shard == "1/1" else f".{shard.replace('/', '-of-')}"
     return manifest.with_name(f"{manifest.stem}{part}{manifest.suffix}")
+
+
+def _refuse_read_only(folder: Path) -> None:
+    """Raise InputError for a folder that nobody may write to: the superuser could, and would not notice."""
+    if folder.is_dir() and not folder.stat().st_mode & 0o222:
+        raise InputError(f"{folder} is read-only; name another place for the list with --out")
 
 
 def _written(whole: Path, path: Path) -> dict[str, Row]:
