@@ -58,7 +58,7 @@ class PairDataset(Dataset):
         self.source: Source = VideoFiles(source) if isinstance(source, Sequence) else source
         self.temporal = temporal
         self.image_size = image_size
-        self.augment = augment
+        self.augmentation = Augmentation() if augment is True else augment
         self.seed = seed
         self.visits = visits
         self.crop_later = crop_later
@@ -152,21 +152,24 @@ class PairDataset(Dataset):
             numbers = self.temporal.draw(clip.times, generator)
             frames, times = clip.frames(numbers.ravel())
         times = times.reshape(numbers.shape)
-        if any(len(np.unique(t)) < len(np.unique(n)) for t, n in zip(times, numbers, strict=True)):
+        if any(len(set(t)) < len(set(n)) for t, n in zip(times.tolist(), numbers.tolist(), strict=True)):
             raise DecodeError(clip.path, "is damaged: of two frames that were drawn one stood in for both")
         samples = frames.reshape(*numbers.shape, *frames.shape[1:])  # [R, F, H, W, 3]
         height, width = frames.shape[1:3]
-        augmentation = Augmentation() if self.augment is True else self.augment
+        augment = self.augmentation
         views = [
-            draw_view(height, width, generator, augmentation) if augmentation else centre_view(height, width)
-            for _ in samples
+            draw_view(height, width, generator, augment) if augment else centre_view(height, width) for _ in samples
         ]
         if self.crop_later:
             video = torch.from_numpy(samples).permute(0, 1, 4, 2, 3)
             view = torch.stack([view.as_tensor(height, width) for view in views])
             return {"video": video, "time": torch.from_numpy(times), "view": view}
-        cropped = [apply_view(sample, view, self.image_size) for sample, view in zip(samples, views, strict=True)]
-        return {"video": torch.stack(cropped), "time": torch.from_numpy(times)}
+        cropped = [
+            apply_view(sample, view, self.image_size).permute(0, 2, 3, 1)
+            for sample, view in zip(samples, views, strict=True)
+        ]
+        joined = torch.stack(cropped) if len(cropped) > 1 else cropped[0][None]  # a copy less
+        return {"video": joined.permute(0, 1, 4, 2, 3), "time": torch.from_numpy(times)}
 
 
 def get_kinetics_dataset(

@@ -17,19 +17,29 @@ def encode_jpeg(image: np.ndarray, quality: int = QUALITY) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420")
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """A JPEG, PNG or other picture → uint8 RGB [H, W, 3]. Raises ValueError if it is damaged or no picture."""
+def decode_image(data: bytes, place: Callable[[int, int], np.ndarray] | None = None) -> np.ndarray:
+    """A JPEG, PNG or other picture → uint8 RGB [H, W, 3]. Raises ValueError if it is damaged or no picture.
+
+    place: gives, for the height and the width, the array to decode into.
+    """
     try:
-        if data[:2] == b"\xff\xd8" and simplejpeg.decode_jpeg_header(data)[2] != "CMYK":
-            return simplejpeg.decode_jpeg(data, "RGB")
+        if data[:2] == b"\xff\xd8":
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours != "CMYK":
+                return simplejpeg.decode_jpeg(data, "RGB", buffer=place(height, width) if place else None)
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            pixels = np.asarray(image.convert("RGB"))
     except (
         OSError,
         SyntaxError,
         Image.DecompressionBombError,
     ) as error:  # Pillow's, of broken PNGs
         raise ValueError(str(error)) from error
+    if place is None:
+        return pixels
+    placed = place(*pixels.shape[:2])
+    placed[:] = pixels
+    return placed
 
 
 def decode_numbered(path: str, numbers: Sequence[int] | np.ndarray, read: Callable[[int], bytes]) -> np.ndarray:
@@ -37,15 +47,28 @@ def decode_numbered(path: str, numbers: Sequence[int] | np.ndarray, read: Callab
 
     path: what a DecodeError names, if a picture is damaged or they differ in size.
     """
-    chosen, inverse = np.unique(np.asarray(numbers, dtype=np.int64), return_inverse=True)
-    images = []
-    for number in chosen.tolist():
+    wanted = np.asarray(numbers, dtype=np.int64).tolist()
+    images: np.ndarray | None = None
+    rows: dict[int, int] = {}
+
+    def place(height: int, width: int) -> np.ndarray:
+        nonlocal images
+        if images is None:
+            images = np.empty((len(wanted), height, width, 3), np.uint8)
+        elif images.shape[1:3] != (height, width):
+            raise DecodeError(path, f"its frames change size, from {images.shape[1:3]} to {(height, width)} pixels")
+        return images[row]
+
+    for row, number in enumerate(wanted):
+        if number in rows and images is not None:
+            images[row] = images[rows[number]]
+            continue
+        rows[number] = row
         try:
-            images.append(decode_image(read(number)))
+            decode_image(read(number), place)
         except ValueError as error:
             if isinstance(error, DecodeError):
                 raise
             raise DecodeError(path, f"frame {number} cannot be decoded ({error})") from error
-    if len({image.shape for image in images}) > 1:
-        raise DecodeError(path, f"its frames change size, from {images[0].shape[:2]} to {images[-1].shape[:2]} pixels")
-    return np.stack(images)[inverse]
+    assert images is not None, "at least one number is asked for"
+    return images

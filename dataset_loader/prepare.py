@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -248,13 +249,26 @@ def _staging(out: Path, shard: str) -> Iterator[Path]:
         except BlockingIOError:
             raise InputError(f"{out}: another run of prepare is at work there; wait until it ends") from None
         try:
-            for left in path.iterdir():  # by a run that was killed
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield path
+            _empty(path)
+            aside = path / uuid.uuid4().hex  # what a process of a killed run still writes must not come among it
+            aside.mkdir()
+            yield aside
         finally:
-            shutil.rmtree(path)
+            _empty(path)
+            path.rmdir()
     finally:
         os.close(held)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what is in a folder, also while a process that was just killed is adding to it."""
+    for _ in range(50):
+        for path in folder.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
+        if not any(folder.iterdir()):
+            return
+        time.sleep(0.1)
+    raise InputError(f"{folder} cannot be emptied; is another program at work there?")
 
 
 def _make(item: tuple[str, str, str, Recipe, Task]) -> None:
@@ -271,7 +285,8 @@ def _make(item: tuple[str, str, str, Recipe, Task]) -> None:
     else:
         made = _write_one(sources[0], made, recipe)
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(made, target)
+    if not os.path.lexists(target):  # else a process of a run that was killed has come first, with the same
+        os.rename(made, target)
     flush(target.parent)
 
 

@@ -5,7 +5,9 @@ much memory is refused it, and one that dies is replaced; the rest goes on.
 """
 
 import errno
+import fcntl
 import multiprocessing
+import os
 import resource
 import signal
 import time
@@ -40,9 +42,12 @@ class _Worker:
 
     def __init__(self, context: Any, function: Callable, silence: float, memory: int) -> None:
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, function, silence, memory), daemon=True)
+        lifeline, self.lifeline = context.Pipe(duplex=False)
+        arguments = (theirs, lifeline, function, silence, memory)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
+        lifeline.close()
         self.item: Any = None
         self.busy = False
         self.heard = time.monotonic() + START
@@ -58,6 +63,7 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.connection.close()
+        self.lifeline.close()
         return self.process.exitcode
 
 
@@ -133,10 +139,11 @@ def alive() -> None:
 _sign: Callable[[], None] | None = None
 
 
-def _serve(connection: Connection, function: Callable, silence: float, memory: int) -> None:
+def _serve(connection: Connection, lifeline: Connection, function: Callable, silence: float, memory: int) -> None:
     """What a process does: item in, result out, until the other end is gone."""
     global _sign
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who supervises
+    _end_with(lifeline)
     with suppress(ValueError, OSError):  # where the system knows or allows no such limit
         resource.setrlimit(resource.RLIMIT_DATA, (_own_memory() + memory, resource.RLIM_INFINITY))
     said = 0.0
@@ -145,7 +152,6 @@ def _serve(connection: Connection, function: Callable, silence: float, memory: i
         nonlocal said
         if time.monotonic() - said > min(1.0, silence / 4):
             said = time.monotonic()
-            signal.setitimer(signal.ITIMER_REAL, 2 * silence)
             connection.send((False, None))
 
     _sign = sign
@@ -153,10 +159,15 @@ def _serve(connection: Connection, function: Callable, silence: float, memory: i
         connection.send((False, None))  # from here on silence counts
         while True:
             item = connection.recv()
-            # Should the supervisor be killed while this hangs, nobody else would end it.
-            signal.setitimer(signal.ITIMER_REAL, 2 * silence)
             connection.send((True, _attempt(function, item, memory)))
-            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _end_with(lifeline: Connection) -> None:
+    """Be killed by the system when the other end is gone, also amid a decode that hangs: an orphan must not write."""
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO, whose default is
+    if lifeline.poll():  # the end of the process; here it came before it was asked for
+        os._exit(1)
 
 
 def _attempt(function: Callable, item: Any, memory: int) -> Any:

@@ -187,9 +187,14 @@ def apply_views(video: Tensor, views: Tensor, size: int) -> Tensor:
 
 
 def padded(videos: Sequence[Tensor], allocate: Callable[[Sequence[int]], Tensor]) -> Tensor:
-    """Join videos uint8 [R, F, 3, h, w] into one [B, F, 3, H, W], black to the right of and below the smaller ones."""
+    """Join videos uint8 [R, F, 3, h, w] into one [B, F, 3, H, W], black to the right of and below the smaller ones.
+
+    In memory, which `allocate` gives, the channels lie last, as they come from decoders and from resizing: turning them
+    would cost a tenth of what decoding a pair of JPEGs does.
+    """
     height, width = (max(video.shape[side] for video in videos) for side in (-2, -1))
-    joined = allocate((sum(len(video) for video in videos), *videos[0].shape[1:3], height, width))
+    B, F = sum(len(video) for video in videos), videos[0].shape[1]
+    joined = allocate((B, F, height, width, 3)).permute(0, 1, 4, 2, 3)
     begin = 0
     for video in videos:
         place = joined[begin : begin + len(video)]

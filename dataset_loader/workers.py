@@ -47,7 +47,9 @@ class Loads(Protocol):
         trying: Callable[[int, int], None],
         allocate: Callable[[Sequence[int]], torch.Tensor],
     ) -> dict[str, Any]:
-        """The samples with these keys, `video` in the memory that `allocate(shape)` gives, all else plain or numpy.
+        """The samples with these keys, all but `video` plain or numpy.
+
+        `video` [B, F, 3, H, W] lies in the memory that `allocate([B, F, H, W, 3])` gives.
 
         excluded: names of files, and why they are not to be opened. trying(row, attempt) is called before each file.
         """
@@ -190,7 +192,8 @@ class Pool:
             if number >= self._first:
                 if not isinstance(rest, Exception):
                     video = worker.slots[slot].tensor(shape)
-                    rest["video"] = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory).copy_(video)
+                    copied = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory).copy_(video)
+                    rest["video"] = copied.permute(0, 1, 4, 2, 3)
                 self._done[number] = rest
         now = time.monotonic()
         if now - self._looked > AWAY:
@@ -258,7 +261,7 @@ def _answer(
     except Exception:
         connection.send((slot, None, RuntimeError(f"in a process that loads data:\n{traceback.format_exc()}")))
     else:
-        shape = tuple(batch.pop("video").shape)
+        shape = tuple(batch.pop("video").permute(0, 1, 3, 4, 2).shape)  # as it lies in memory
         connection.send((slot, shape, batch))
 
 

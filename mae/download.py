@@ -246,8 +246,6 @@ def _locked(part: Path, sidecar: Path, say: Callable[[str], object]) -> Iterator
     import fcntl  # not on every system, and needed by nobody who does not download
 
     while True:
-        if part.exists() and part.stat().st_size and not sidecar.exists():
-            raise InputError(f"{part} is in the way and was not begun by this program: move it away, then try again")
         with open(part, "ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -256,6 +254,8 @@ def _locked(part: Path, sidecar: Path, say: Callable[[str], object]) -> Iterator
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_at(part, file):
                 continue  # whoever held the lock has finished or given up, and taken the file away
+            if os.fstat(file.fileno()).st_size and not sidecar.exists():
+                raise InputError(f"{part} is in the way, not begun by this program: move it away, then try again")
             try:
                 yield file
             finally:

@@ -176,7 +176,7 @@ def test_a_batch(videos):
     assert len(loader) == 2
     for batch in loader:
         assert batch["video"].shape == (6, 2, 3, 24, 24)
-        assert batch["video"].is_contiguous()
+        assert batch["video"].permute(0, 1, 3, 4, 2).is_contiguous()
         assert batch["time"].shape == (6, 2)
         assert batch["seed"].shape == (6,)
         assert len(batch["path"]) == 6

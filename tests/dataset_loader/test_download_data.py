@@ -699,7 +699,7 @@ def test_a_list_of_urls(site, tmp_path):
         ("http://x/a.tar\n\nhttp://x/a.zip", r"lines 1 and 3 would both become .*a; add another name"),
         ("http://x/a.tar\nhttp://x/a", r"lines 1 and 2 would both become .*a; add another name"),
         ("ftp://x/a.mp4", r"line 1: 'ftp://x/a.mp4' is no http or https URL"),
-        ("http://x/b.mp4\n/home/a.mp4", r"line 2: '/home/a.mp4' is no http"),
+        ("http://x/b.mp4\n/elsewhere/a.mp4", r"line 2: '/elsewhere/a.mp4' is no http"),
         ("http:///a.mp4", "line 1: .* is no http"),
         ("http://x/", "line 1: '' cannot be the name of a file; add a good one"),
         ("http://x/..", "line 1: '..' cannot be"),

@@ -134,19 +134,18 @@ def kill_at_random_moments(form, folder, out, undisturbed, kills, seed):
 
     generator = random.Random(seed)
     run = partial(prepare, folder, out, RECIPES[form], jobs=2)
-    caught = partial_ones = 0
+    caught = 0
     for attempt in range(10 * kills):
         process = _context().Process(target=run)
         process.start()
-        while process.is_alive() and not any(out.glob(".unfinished.*/*")):
+        while process.is_alive() and not any(out.glob(".unfinished.*/*/*")):
             time.sleep(0.005)
-        time.sleep(generator.uniform(0, 0.8))
+        time.sleep(generator.uniform(0, 0.6))
         alive = process.is_alive()
         process.kill()
         process.join()
         left = tree(out)
-        caught += alive
-        partial_ones += alive and left != undisturbed
+        caught += alive and left != undisturbed
         assert all(left[name] == data for name, data in undisturbed.items() if name in left and name != "failed.csv")
         if attempt % 3 == 2 or caught == kills:
             prepare(folder, out, RECIPES[form], jobs=2)
@@ -154,14 +153,13 @@ def kill_at_random_moments(form, folder, out, undisturbed, kills, seed):
             if caught < kills:
                 shutil.rmtree(out)
         if caught == kills:
-            assert partial_ones
             return
     pytest.fail(f"only {caught} runs were caught in the middle")
 
 
 def test_killed(prepared, folder, tmp_path):
     form, _, files = prepared
-    kill_at_random_moments(form, folder, tmp_path / "out", files, 1, seed=0)
+    kill_at_random_moments(form, folder, tmp_path / "out", files, 1, seed=0)  # in three forms
 
 
 @pytest.mark.slow

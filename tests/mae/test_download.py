@@ -617,8 +617,10 @@ def test_pretrained_model_lies_under_its_name_in_the_folder(server, tmp_path):
 
 
 def test_pretrained_model_must_be_readable(server, tmp_path):
-    server.answers = [Answer(content=saved(tmp_path / "original")[:-100]), Answer(content=PAGE), Answer()]
-    for words in ("cut off", "web page", "not a checkpoint"):
+    torch.save({"epoch": 3}, tmp_path / "empty")
+    contents = saved(tmp_path / "original")[:-100], PAGE, CONTENT, (tmp_path / "empty").read_bytes()
+    server.answers = [Answer(content=content) for content in contents]
+    for words in ("cut off", "web page", "not a checkpoint", "holds no weights"):
         with pytest.raises(InputError, match=words):
             download_pretrained_model(server.url, tmp_path / "models", progress=False)
         assert not list((tmp_path / "models").iterdir())

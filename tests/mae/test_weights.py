@@ -4,6 +4,7 @@ import argparse
 import os
 import pathlib
 import pickle
+import warnings
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,9 @@ def assert_holds(model, state):
 )
 def test_every_wrapping_of_a_state_is_loaded(tmp_path, state, wrap, save):
     save(wrap(state), tmp_path / "weights.pth")
-    assert_holds(load_pretrained(tmp_path / "weights.pth", BASE), state)
+    model = load_pretrained(tmp_path / "weights.pth", BASE)
+    assert_holds(model, state)
+    assert model.decoder_is_pretrained
 
 
 def test_safetensors_are_recognised_by_their_content(tmp_path, state):
@@ -95,9 +98,11 @@ def test_a_mapped_file_gives_the_same_tensors(tmp_path, state):
 
 
 def refused(path):
-    with pytest.raises(InputError) as caught:
-        read_checkpoint(path)
-    assert str(path) in str(caught.value)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(InputError) as caught:
+            read_checkpoint(path)
+    assert str(path) in str(caught.value) and not warned
     return str(caught.value)
 
 
@@ -105,6 +110,11 @@ def test_missing_file_and_folder(tmp_path):
     assert "does not exist" in refused(tmp_path / "no.pth")
     assert "is a folder" in refused(tmp_path)
     assert f"fetch {PUBLIC_WEIGHTS['mae_pretrain_vit_huge.pth']}" in refused(tmp_path / "mae_pretrain_vit_huge.pth")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that nobody can read")
+def test_unreadable_file():
+    assert "cannot be read" in refused(Path("/proc/self/mem"))
 
 
 @pytest.mark.parametrize(
@@ -272,6 +282,7 @@ def test_a_file_without_decoder_says_so_and_leaves_the_decoder_fresh(tmp_path, s
     torch.manual_seed(1)
     model = load_pretrained(tmp_path, BASE)
     assert_holds(model, encoder_of(state) | {name: fresh[name] for name in fresh if name not in encoder_of(state)})
+    assert not model.decoder_is_pretrained
     assert "mae_pretrain_vit_base.pth holds an encoder only" in capsys.readouterr().out
 
 
