@@ -24,7 +24,7 @@ FAST_TO_DECODE = {"tune": "fastdecode"}
 NOMINAL_RATE = Fraction(30)  # what an encoder of explicit times bases its decisions on; the times are what counts
 # How the codecs are told a quality, and not to add keyframes of their own.
 OPTIONS = {
-    "libx264": {"crf": "{crf}", "sc_threshold": "0"},
+    "libx264": {"crf": "{crf}", "sc_threshold": "0", "mbtree": "0"},  # mbtree: else other bytes on every run
     "libx265": {"crf": "{crf}", "x265-params": "scenecut=0:log-level=none"},
     "libvpx-vp9": {"crf": "{crf}", "deadline": "good", "cpu-used": "4"},
     "libsvtav1": {"crf": "{crf}"},
@@ -69,7 +69,7 @@ def reencode(source: str | Path, target: str | Path, *, gop: int, short_side: in
     """
     with Video(source) as video:
         start = float(video.index.times[0])
-        stamped = ((_scaled(image, short_side), round((time - start) / TICK)) for image, time in video.each_frame())
+        stamped = ((scaled(image, short_side), round((time - start) / TICK)) for image, time in video.each_frame())
         _encode(target, stamped, TICK, NOMINAL_RATE, gop=gop, crf=crf, options=FAST_TO_DECODE)
 
 
@@ -147,7 +147,7 @@ def _encode(
     _write(path, write)
 
 
-def _scaled(image: np.ndarray, short_side: int | None) -> np.ndarray:
+def scaled(image: np.ndarray, short_side: int | None) -> np.ndarray:
     """An image [H, W, 3] with this short side, or its own, and both sides even."""
     height, width = image.shape[:2]
     factor = 1.0 if short_side is None else short_side / min(height, width)

@@ -26,7 +26,7 @@ import numpy as np
 
 from dataset_loader.archives import flush
 from dataset_loader.decoding import DecodeError, Video
-from dataset_loader.encoding import FAST_TO_DECODE, _scaled, write_video
+from dataset_loader.encoding import FAST_TO_DECODE, scaled, write_video
 from dataset_loader.files import find_videos
 from dataset_loader.images import QUALITY, decode_image, encode_jpeg
 from dataset_loader.manifest import OK, default_path, read_manifest
@@ -302,8 +302,7 @@ def _write_one(source: Path, made: Path, recipe: Recipe) -> Path:
         pairs, again = tee(_frames(source, recipe))  # in step, so that one frame at a time is held
         times = cast(Sequence[float], (at for _, at in again))
         images = (image for image, _ in pairs)
-        # x264's macroblock tree gives small frames other bytes on every run, and helps little between near keyframes.
-        write_video(made, images, times, gop=recipe.gop, crf=recipe.crf, options={"mbtree": "0"} | FAST_TO_DECODE)
+        write_video(made, images, times, gop=recipe.gop, crf=recipe.crf, options=FAST_TO_DECODE)
     else:
         _write_folder(made, source, recipe)
     return made
@@ -336,7 +335,7 @@ def _frames(source: Path, recipe: Recipe) -> Iterator[tuple[np.ndarray, float]]:
         for image, at in at_rate(video.each_frame(), recipe.fps):
             alive()
             side = None if recipe.short_side is None else min(recipe.short_side, *image.shape[:2])
-            yield _scaled(image, side), at - start
+            yield scaled(image, side), at - start
 
 
 def _announce(
