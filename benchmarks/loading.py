@@ -48,11 +48,15 @@ KNOWN_ROUNDS = 32  # of pairs in memory, for the limit: a few would be decoded f
 
 THEIRS, THEIRS_WHOLE = "pytorchvideo, plain file", "pytorchvideo, whole clip"
 LIMIT, PACKED = "JPEG decode + resize alone", "packed shards, R = 1"
+FLOOR = "plain file, decode alone"
 PLAIN, PLAIN_4, SHORT, SHORT_4 = "plain file, R = 1", "plain file, R = 4", "short GOP, R = 1", "short GOP, R = 4"
 FOLDERS = "JPEG folders, R = 1"
 # (what is faster, than what, how many times at least)
 DEMANDS = (
     (PLAIN, THEIRS, 5.0),
+    (FLOOR, THEIRS, None),
+    (PLAIN, FLOOR, None),
+    (PLAIN_4, THEIRS, None),
     (PLAIN, THEIRS_WHOLE, None),
     (PLAIN_4, PLAIN, 2.0),
     (SHORT, PLAIN, 4.0),
@@ -67,7 +71,8 @@ MOST_MEMORY = 250  # MB of its own for a worker process
 class Settings:
     """clips: V. seconds, height, width, gop: of the clips. size: S. repeats: of all forms. least: CPU seconds in each.
 
-    crf, short_gop, short_crf: of the plain files, and of those with many keyframes. batch_size: pairs.
+    crf, short_gop, short_crf: of the plain files, and of those with many keyframes. b_frames: of the plain files, the
+    most in a row (x264's own default is 3). batch_size: pairs.
     """
 
     clips: int = 8
@@ -75,6 +80,7 @@ class Settings:
     height: int = 256
     width: int = 340
     gop: int = 250
+    b_frames: int = 2
     crf: int = 23
     short_gop: int = 4
     short_crf: int = 18
@@ -108,7 +114,8 @@ def prepare_forms(files: Sequence[str | Path], out: Path, settings: Settings) ->
             (out / form).mkdir(parents=True, exist_ok=True)
         plain.append(out / "plain" / name)
         short.append(out / "short" / name)
-        write_video(plain[-1], _frames(files[number], settings), FPS, gop=settings.gop, crf=settings.crf)
+        images = _frames(files[number], settings)
+        write_video(plain[-1], images, FPS, gop=settings.gop, crf=settings.crf, b_frames=settings.b_frames)
         reencode(plain[-1], short[-1], gop=settings.short_gop, crf=settings.short_crf)
         times = []
         for n, (image, at) in enumerate(_decoded(plain[-1]), 1):
@@ -168,8 +175,8 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         result["machine"],
         f"{result['clips']} clips of {settings.seconds:g} s, {settings.width}×{settings.height}, a keyframe every "
-        f"{settings.gop} frames (short GOP: {settings.short_gop}), crops of {settings.size}; CPU time of one thread, "
-        f"median of {settings.repeats} paired runs",
+        f"{settings.gop} frames (short GOP: {settings.short_gop}), up to {settings.b_frames} B-frames in a row, crops "
+        f"of {settings.size}; CPU time of one thread, median of {settings.repeats} paired runs",
         "",
         f"{'':28}{'pairs/s/core':>13}{'interval':>16}{'MB/clip':>9}{f'cores for {WANTED}/s':>18}"
         f"{f'{HOST} cores feed':>15}",
@@ -213,6 +220,7 @@ def _ways(forms: Forms, settings: Settings) -> tuple[dict[str, Callable[[int], i
     sources: dict[str, Any] = {PLAIN: forms.plain, PLAIN_4: forms.plain, SHORT: forms.short, SHORT_4: forms.short}
     for name, source in (sources | {FOLDERS: forms.folders, PACKED: forms.packed}).items():
         rounds[name] = _ours(source, settings, repeated=4 if name.endswith("4") else 1)
+    rounds[FLOOR] = _decode_alone(forms)
     rounds[LIMIT] = _decode_and_resize(forms, settings)
     return rounds, missing
 
@@ -258,6 +266,35 @@ def _theirs(forms: Forms, settings: Settings, *, subsample_first: bool) -> Calla
         if pairs != len(forms.plain):
             raise InputError(f"pytorchvideo gave {pairs} pairs of {len(forms.plain)} clips")
         return pairs
+
+    return one_round
+
+
+def _decode_alone(forms: Forms) -> Callable[[int], int]:
+    """The least that an exact pair of a plain file can cost: packets in memory, nothing opened or turned into RGB.
+
+    From the keyframe on every reference frame is decoded, since each may refer to those before it, and of the others
+    only the pair itself.
+    """
+    sampler, generator = RandomTemporalSubsample(), np.random.default_rng(0)
+    clips = []
+    for path in forms.plain:
+        with Video(path) as video:
+            index, packets = video.index, [packet for _, packet in video.packets_from(0)]
+            decoder = av.CodecContext.create("h264", "r")
+            decoder.extradata, decoder.thread_type = packets[0].stream.codec_context.extradata, "NONE"
+        clips.append((index, packets, decoder))
+
+    def one_round(number: int) -> int:
+        for index, packets, decoder in clips:
+            positions = np.sort(index.positions[sampler.draw(index.times, generator)[0]]).tolist()
+            for keyframe, run in index.runs(positions):
+                decoder.flush_buffers()
+                for position in range(keyframe, run[-1] + 1):
+                    decoder.skip_frame = "DEFAULT" if position in (keyframe, *run) else "NONREF"
+                    decoder.decode(packets[position])
+                decoder.decode(None)
+        return len(clips)
 
     return one_round
 
@@ -354,10 +391,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="also write the figures to this file, as JSON")
     parser.add_argument("--clips", type=int, help="how many clips to make of them")
     parser.add_argument("--repeats", type=int, help="paired runs")
+    parser.add_argument("--b-frames", type=int, help="the most B-frames in a row, in the plain files")
     parser.add_argument("--seconds", type=float, help="CPU seconds of each way in each run, at least")
     parser.add_argument("--smoke", action="store_true", help="tiny clips, two runs: only whether it works")
     given = parser.parse_args(arguments)
-    changes = {"clips": given.clips, "repeats": given.repeats, "least": given.seconds}
+    changes = {"clips": given.clips, "repeats": given.repeats, "least": given.seconds, "b_frames": given.b_frames}
     changes = {name: value for name, value in changes.items() if value is not None}
     settings = replace(SMOKE if given.smoke else Settings(), **changes)
     result = measure(find_videos(given.data) if given.data else builtin_clips(), settings)

@@ -12,6 +12,8 @@ from mae.files import InputError
 COMMANDS = {
     "train": "train a model on the videos of a folder",
     "test": "the loss of a checkpoint on held-out videos",
+    "eval": "DAVIS, VIP, JHMDB and others: how well features follow objects, parts and joints",
+    "track": "follow your own objects through your own video",
     "plot": "reconstructions of a few pairs by a checkpoint",
     "compare": "draw the loss curves of several runs in one figure",
     "samples": "write frame pairs for figures to a file",

@@ -8,10 +8,12 @@ import torch
 import tyro
 
 from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
+from ml.memory import keep_freed_memory
 from ml.presets import PRESETS, RunConfig, preset
+from ml.ranks import Strategy, join_ranks, leave_ranks
 from ml.SiamMAE import build_model
 from ml.tracking import TrackerKind
-from ml.utils import best_device, leave_cores, train
+from ml.utils import leave_cores, train
 
 
 @dataclass
@@ -26,14 +28,20 @@ class Arguments:
     """folder of held-out videos: refused if it shares files with the training folder"""
     weights: Path | None = None
     """public MAE weights to start from: the file, or the folder where it lies (see `siammae weights`)"""
-    resume: str | None = None
-    """a run, or a checkpoint, to go on with"""
+    resume: str = "auto"
+    """a run, or a checkpoint, to go on with; auto: the unfinished run of this prefix and configuration, if there is
+    one; none: begin a new one"""
+    allow_changes: bool = False
+    """go on although the configuration differs from that of the run"""
     prefix: str = ""
     """what the run's name begins with"""
     root: Path = Path()
     """folder that holds losses/ and checkpoints/"""
     tracker: TrackerKind = "none"
-    """wandb: report to Weights & Biases too, offline unless WANDB_MODE=online"""
+    """tensorboard: write its files too, into losses/tensorboard/; wandb: Weights & Biases, offline unless
+    WANDB_MODE=online"""
+    strategy: Strategy = "ddp"
+    """under torchrun: ddp shares gradients, fsdp divides parameters and optimiser state as well"""
     device: str | None = None
     """cuda, mps, cpu; default: the best there is"""
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
@@ -59,27 +67,42 @@ def arguments(argv: list[str]) -> Any:
 def run(arguments: Arguments) -> str:
     """Train, and print where everything is; the run's name."""
     config = arguments.config
+    ranks, device = join_ranks(arguments.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    batch_size, accumulation = config.shares(ranks.world_size)
+    share: dict[str, Any] = dict(rank=ranks.rank, world_size=ranks.world_size, pin_memory=device.type == "cuda")
     if arguments.test_data is not None:
         check_disjoint(arguments.data, arguments.test_data)
     public = preset(arguments.preset).weights
-    if public and not arguments.weights and not arguments.resume:
+    if public and not arguments.weights and ranks.first:
         print(f"starting from nothing; for MAE weights: siammae weights {public}, then --weights weights/")
     torch.manual_seed(config.seed)
     weights = str(arguments.weights) if arguments.weights else None
     model = build_model(config.model, weights=weights, **config.model_arguments)
     dataset = get_kinetics_dataset(arguments.data, **config.dataset_arguments)
-    device = best_device(arguments.device)
-    loader = make_loader(dataset, config.batch_size, workers=config.workers, pin_memory=device.type == "cuda")
-    print(
-        f"{len(dataset.paths)} videos, {config.repeated_sampling} pairs from each of {config.visits} visits: "
-        f"{len(loader)} steps of {config.batch_size} pairs an epoch, on {device}"
-    )
+    loader = make_loader(dataset, batch_size, workers=config.workers, **share)
+    validation = None
+    if arguments.test_data is not None:
+        fixed = {**config.dataset_arguments, "repeated_sampling": 1, "visits": 4}
+        held_out = get_kinetics_dataset(arguments.test_data, augment=False, **fixed)
+        validation = make_loader(held_out, batch_size, workers=min(1, config.workers), shuffle=False, drop_last=False)
+    if ranks.first:
+        pairs, steps = len(dataset) * config.pairs_per_visit, len(loader) // accumulation
+        print(
+            f"{len(dataset.paths)} videos, {config.visits} visits to each in an epoch, {config.pairs_per_visit} pairs "
+            f"a visit: {pairs} pairs, {steps} steps of {config.batch_size} pairs ({ranks.world_size} processes × "
+            f"{accumulation} batches × {batch_size * config.futures}), on {device}"
+        )
     if device.type == "cpu":
         leave_cores(config.workers)
     name = train(
         model, loader, prefix=arguments.prefix, device=device, resume=arguments.resume, root=arguments.root,
-        tracker=arguments.tracker,        **config.train_arguments,
+        tracker=arguments.tracker, allow_changes=arguments.allow_changes, strategy=arguments.strategy,
+        accumulation=accumulation, validation=validation, **config.train_arguments,
     )  # fmt: skip
-    root = arguments.root
-    print(f"losses: {root / 'losses' / name}.txt and .png; checkpoints: {root / 'checkpoints' / name}/")
+    if ranks.first:
+        root = arguments.root
+        print(f"losses: {root / 'losses' / name}.txt and .png; checkpoints: {root / 'checkpoints' / name}/")
+    leave_ranks()
     return name

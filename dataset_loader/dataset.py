@@ -11,6 +11,7 @@ pixels, V videos.
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,6 +181,7 @@ def get_kinetics_dataset(
     max_gap: float = 48,
     repeated_sampling: int = 1,
     augment: bool | Augmentation = True,
+    rotation: float = 0.0,
     seed: int = 0,
     visits: int = 1,
     futures: int = 1,
@@ -194,9 +196,10 @@ def get_kinetics_dataset(
     which it is, is printed. image_size: side of the square frames in pixels. min_gap, max_gap: the pair's distance,
     both included, in frames of 30 fps whatever the video's own rate, or in seconds, by `unit`. repeated_sampling: fresh
     samples from each visit to a video. augment: one random crop and flip, or what an `Augmentation` says, for all
-    frames of a sample; else the central square. visits: how often an epoch visits each video. futures: K frames after
-    the past, each at a gap of its own: samples of 1 + K frames. clip_frames: in place of pairs, clips of so many
-    frames, `stride` apart (in `unit` as well). fps: the rate of pictures that have no times beside them.
+    frames of a sample; else the central square. rotation: turns the frames as well, by up to so many degrees. visits:
+    how often an epoch visits each video. futures: K frames after the past, each at a gap of its own: samples of 1 + K
+    frames. clip_frames: in place of pairs, clips of so many frames, `stride` apart (in `unit` as well). fps: the rate
+    of pictures that have no times beside them.
     """
     temporal: TemporalSampler
     if clip_frames is None:
@@ -205,6 +208,8 @@ def get_kinetics_dataset(
         )
     else:
         temporal = RandomClip(clip_frames, stride, repeated_sampling=repeated_sampling, unit=unit)
+    if augment and rotation:
+        augment = replace(Augmentation() if augment is True else augment, rotation=rotation)
     source = open_source(dataset_dir, fps=fps)
     if isinstance(dataset_dir, str | Path):
         print(f"{dataset_dir}: {source}")

@@ -13,6 +13,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, dropwhile, islice
 from pathlib import Path
@@ -192,7 +193,10 @@ class Video:
         """The packets that follow in the file; a file that breaks off ends there."""
         while True:
             try:
-                yield from (packet for packet in self._container.demux(self._stream) if packet.size)
+                # Closed by hand: PyAV's wheels do not clean up after a generator that is dropped before its end
+                # (Cython cannot, under Python's stable interface), and 150 bytes a time would be lost for good.
+                with closing(self._container.demux(self._stream)) as demuxed:
+                    yield from (packet for packet in demuxed if packet.size)
                 return
             except IndexError:  # PyAV's, at a packet of a stream that the file did not announce: go on behind it
                 continue

@@ -3,7 +3,7 @@
 A file appears under its name when it is complete. The same input gives the same bytes on every run.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -36,7 +36,7 @@ OPTIONS = {
 def write_video(
     path: str | Path,
     frames: Iterable[np.ndarray],
-    times_or_fps: Sequence[float] | np.ndarray | float,
+    times_or_fps: Iterable[float] | float,
     *,
     codec: str = "libx264",
     gop: int = 12,

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import DupFd
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -145,7 +146,8 @@ class Pool:
         self._looked = self._excused = time.monotonic()
         self.lost: dict[str, str] = {}
         self.workers = [_Worker(self._context, loads) for _ in range(count)]
-        weakref.finalize(self, _end, self.workers)
+        # before multiprocessing itself asks its processes, politely, to end, and waits for them
+        Finalize(self, _end, args=(self.workers,), exitpriority=10)
 
     def batches(self, tasks: Iterable[Sequence[Key]], *, pin_memory: bool = False) -> Iterator[dict[str, Any]]:
         """The batches of these lists of keys, in their order. It ends an earlier iteration that was left unfinished."""
@@ -229,7 +231,7 @@ class Pool:
 
 def _serve(connection: Connection, loads: Loads, slots: list[_Memory], shared: _Memory) -> None:
     """The life of a process: load batches until the other end is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for the batches decides what that means
+    _leave_signals_to(os.getppid())
     torch.set_num_threads(1)
     gc.freeze()  # else each collection would copy pages that are shared with the process it was forked from
     beat = shared.tensor([32]).view(torch.float64).numpy()
@@ -237,6 +239,18 @@ def _serve(connection: Connection, loads: Loads, slots: list[_Memory], shared: _
         while True:
             task, slot, excluded = connection.recv()
             _answer(connection, loads, task, slot, slots[slot], excluded, beat)
+
+
+def _leave_signals_to(parent: int) -> None:
+    """What is sent to the whole group (Ctrl-C, a scheduler's warning) is for the process that waits for the batches to
+    decide: it may want a few more of them. Once that is gone, this one ends."""
+
+    def ask(number: int, frame: object) -> None:
+        if os.getppid() != parent:
+            os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, ask)
 
 
 def _answer(

@@ -39,6 +39,7 @@ class Video(Generic[Label]):
     paths: tuple[Path, ...]
     first: Label
     _label: Callable[[int], Label | None]
+    root: Path | None = None  # the data set's folder, where nobody may write
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -75,14 +76,14 @@ def davis(root: str | Path, year: int = 2017, split: str = "val", resolution: st
     root = Path(root)
     for name in read_list(root / "ImageSets" / str(year) / f"{split}.txt"):
         pictures, masks = (root / kind / resolution / name for kind in ("JPEGImages", "Annotations"))
-        yield mask_video(name, pictures, masks, _binary if year == 2016 else _without_void)
+        yield mask_video(name, pictures, masks, _binary if year == 2016 else _without_void, root=root)
 
 
 def vip(root: str | Path, split: str = "val") -> Iterator[Video[Mask]]:
     """VIP (human parts): `Images/<video>/`, `Annotations/Category_ids/<video>/`, `lists/<split>_videos.txt`."""
     root = Path(root)
     for name in read_list(root / "lists" / f"{split}_videos.txt"):
-        yield mask_video(name, root / "Images" / name, root / "Annotations" / "Category_ids" / name)
+        yield mask_video(name, root / "Images" / name, root / "Annotations" / "Category_ids" / name, root=root)
 
 
 def dense_labels(root: str | Path) -> Iterator[Video[Mask]]:
@@ -92,7 +93,7 @@ def dense_labels(root: str | Path) -> Iterator[Video[Mask]]:
         raise InputError(f"{root} lacks the folders frames/ and labels/ of densely labelled video")
     names = sorted(path.name for path in (root / "frames").iterdir() if path.is_dir())
     for name in names or [""]:
-        yield mask_video(name or root.name, root / "frames" / name, root / "labels" / name)
+        yield mask_video(name or root.name, root / "frames" / name, root / "labels" / name, root=root)
 
 
 def folder(pictures: str | Path, mask: str | Path) -> Video[Mask]:
@@ -100,11 +101,16 @@ def folder(pictures: str | Path, mask: str | Path) -> Video[Mask]:
     paths, first = _pictures(Path(pictures)), read_mask(Path(mask))
     check_mask(first, str(mask))
     _check_size(first, paths[0], Path(mask))
-    return Video(Path(pictures).name, paths, first, lambda index: first if index == 0 else None)
+    return Video(Path(pictures).name, paths, first, lambda index: first if index == 0 else None, Path(pictures))
 
 
 def mask_video(
-    name: str, pictures: Path, masks: Path, change: Callable[[Mask], Mask] = lambda mask: mask
+    name: str,
+    pictures: Path,
+    masks: Path,
+    change: Callable[[Mask], Mask] = lambda mask: mask,
+    *,
+    root: Path | None = None,
 ) -> Video[Mask]:
     """Pictures and the masks that bear their names, changed by `change`; only the first mask is opened."""
     paths = _pictures(pictures)
@@ -126,7 +132,7 @@ def mask_video(
             f"{name}: {masks / paths[0].stem}.png does not exist, the mask of the first picture {paths[0]}"
         )
     check_mask(first, f"{files[paths[0].stem]}, the first mask of {name},")
-    return Video(name, paths, first, label)
+    return Video(name, paths, first, label, root or pictures)
 
 
 # ------------------------------------------------------------------------------------------------ joints
@@ -153,7 +159,7 @@ def jhmdb(root: str | Path, split: int = 1) -> Iterator[Video[Joints]]:
                 paths = _pictures(root / "Rename_Images" / kind / clip)[: len(joints)]
                 if len(paths) < len(joints):
                     raise InputError(f"{kind}/{clip} has {len(joints)} frames with joints but {len(paths)} pictures")
-                yield Video(f"{kind}/{clip}", paths, joints[0], joints.__getitem__)
+                yield Video(f"{kind}/{clip}", paths, joints[0], joints.__getitem__, root)
 
 
 def read_joint_positions(path: Path) -> NDArray[np.float64]:
@@ -203,12 +209,12 @@ def keypoints(file: str | Path, pictures: str | Path) -> Iterator[Video[Joints]]
         if start is None:
             raise InputError(f"{file}: none of the frames of {name} is a picture in {Path(pictures) / name}")
         paths = paths[start:]
-        yield _keypoint_video(name, paths, [known.get(path.stem) for path in paths])
+        yield _keypoint_video(name, paths, [known.get(path.stem) for path in paths], Path(pictures))
 
 
-def _keypoint_video(name: str, paths: tuple[Path, ...], labels: list[Joints | None]) -> Video[Joints]:
+def _keypoint_video(name: str, paths: tuple[Path, ...], labels: list[Joints | None], root: Path) -> Video[Joints]:
     assert labels[0] is not None
-    return Video(name, paths, labels[0], labels.__getitem__)
+    return Video(name, paths, labels[0], labels.__getitem__, root)
 
 
 def _joints_in_order(found: dict[str, list[float]], ids: list[str]) -> Joints:

@@ -4,6 +4,7 @@ Checkpoints of this workspace are not known here: whoever knows them hands in `m
 Legend: B batch, H W pixels, h w patch grid, D width.
 """
 
+import hashlib
 import re
 import socket
 from collections.abc import Callable
@@ -25,11 +26,15 @@ SOURCES = ("pixels", "random", "mae:PATH", "timm:NAME", "timm:NAME@FILE")
 
 @dataclass(frozen=True)
 class Source:
-    """`encode`: images uint8 [B, 3, H, W] in RGB, on any device → features [B, h, w, D]; its patch; what it is."""
+    """`encode`: images uint8 [B, 3, H, W] in RGB, on any device → features [B, h, w, D]; its patch; what it is.
+
+    weights: the SHA-256 of the file of its weights, or of the parameters themselves where no file is known.
+    """
 
     name: str
     encode: Callable[[Tensor], Tensor]
     patch_size: int
+    weights: str | None = None
 
 
 def feature_source(name: str, *, device: str = "cpu", half: bool = False, seed: int = 0) -> Source:
@@ -47,16 +52,37 @@ def feature_source(name: str, *, device: str = "cpu", half: bool = False, seed: 
             model = ARCHITECTURES["mae_vit_small_patch16"]()
         return model_source(f"random (ViT-S/16, seed {seed})", model, device=device, half=half)
     if kind == "mae" and rest:
-        return model_source(name, load_pretrained(rest, _architecture(Path(rest))), device=device, half=half)
+        file = Path(rest) if Path(rest).is_file() else None
+        return model_source(name, load_pretrained(rest, _architecture(Path(rest))), device=device, half=half, file=file)
     if kind == "timm" and rest:
         return _timm(name, rest, device, half)
     raise InputError(f"unknown feature source {name!r}; there are {', '.join(SOURCES)}")
 
 
-def model_source(name: str, model: Any, *, device: str = "cpu", half: bool = False) -> Source:
-    """The source of a model of this workspace: anything with `encode(images) → [B, h, w, D]` and `patch_size`."""
+def model_source(
+    name: str, model: Any, *, device: str = "cpu", half: bool = False, file: str | Path | None = None
+) -> Source:
+    """The source of a model of this workspace: anything with `encode(images) → [B, h, w, D]` and `patch_size`.
+
+    file: where its weights were read from, if from a file.
+    """
+    weights = file_digest(file) if file else _parameters_digest(model)
     model = model.to(device).eval()
-    return Source(name, _on_device(model.encode, device, half), model.patch_size)
+    return Source(name, _on_device(model.encode, device, half), model.patch_size, weights)
+
+
+def file_digest(path: str | Path) -> str:
+    """What `sha256sum` prints for a file."""
+    with open(path, "rb") as file:
+        return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _parameters_digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return f"sha256 of the parameters {digest.hexdigest()}"
 
 
 def pixel_features(images: Tensor, patch_size: int = 16) -> Tensor:
@@ -98,7 +124,8 @@ def _timm(name: str, rest: str, device: str, half: bool) -> Source:
         return norm_after_pool(last) if isinstance(getattr(model, "norm", None), nn.Identity) else last
 
     norm_after_pool = getattr(model, "fc_norm", nn.Identity())  # where such a model keeps its final norm
-    return Source(name, _on_device(encode, device, half), model.feature_info[-1]["reduction"])
+    weights = file_digest(options["pretrained_cfg_overlay"]["file"])
+    return Source(name, _on_device(encode, device, half), model.feature_info[-1]["reduction"], weights)
 
 
 def _weights_of(config: Any) -> str:

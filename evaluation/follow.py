@@ -3,7 +3,7 @@
 Legend: H W pixels, h w patch grid, D width, J joints.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 
 import cv2
@@ -30,16 +30,25 @@ def follow_mask(
     patch_size: int = 16,
     batch: int = 1,
     budget: int | None = None,
+    oracle: Mapping[int, NDArray[np.uint8]] | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
     """RGB frames [H, W, 3] and the first one's mask [H', W'] → the masks [H', W'] of the others in turn.
 
-    Frames are read one batch ahead at most, and each is encoded once. `budget`: as of `propagate`.
+    Frames are read one batch ahead at most, and each is encoded once. `budget`: as of `propagate`. `oracle`: true masks
+    by frame, which a control puts into the context (`evaluation.controls`).
     """
     size, features = _features(frames, encode, protocol, patch_size, batch)
     start = next(features)
-    soft, values = mask_to_patches(first, (start.shape[0], start.shape[1]), size, protocol)
+    grid = (start.shape[0], start.shape[1])
+    soft, values = mask_to_patches(first, grid, size, protocol)
     stream = chain([start], features)
-    for labels in propagate(stream, soft.to(start.device), protocol, budget=budget):
+
+    def true_labels(index: int) -> Tensor | None:
+        mask = (oracle or {}).get(index)
+        return None if mask is None else mask_to_patches(mask, grid, size, protocol, values)[0]
+
+    known = true_labels if oracle is not None else None
+    for labels in propagate(stream, soft.to(start.device), protocol, budget=budget, oracle=known):
         yield patches_to_mask(labels, values, size, (first.shape[0], first.shape[1]), protocol)
 
 
@@ -52,18 +61,27 @@ def follow_joints(
     patch_size: int = 16,
     batch: int = 1,
     budget: int | None = None,
+    oracle: Mapping[int, NDArray[np.float64]] | None = None,
 ) -> Iterator[NDArray[np.float64]]:
     """RGB frames [H, W, 3] and the first one's joints [J, 2] (x, y in pixels) → the joints of the others in turn.
 
-    Joints that are not known at first (NaN), or lost on the way, are −1, −1.
+    Joints that are not known at first (NaN), or lost on the way, are −1, −1. `oracle`: as of `follow_mask`.
     """
     stream = iter(frames)
     opening = next(stream)
     _, features = _features(chain([opening], stream), encode, protocol, patch_size, batch)
     start = next(features)
     frame_size = (opening.shape[0], opening.shape[1])
-    heat = joints_to_patches(first, frame_size, (start.shape[0], start.shape[1]))
-    for labels in propagate(chain([start], features), heat.to(start.device), protocol, budget=budget):
+    grid = (start.shape[0], start.shape[1])
+    heat = joints_to_patches(first, frame_size, grid)
+
+    def true_labels(index: int) -> Tensor | None:
+        joints = (oracle or {}).get(index)
+        return None if joints is None else joints_to_patches(joints, frame_size, grid)
+
+    known = true_labels if oracle is not None else None
+    stream_of_features = chain([start], features)
+    for labels in propagate(stream_of_features, heat.to(start.device), protocol, budget=budget, oracle=known):
         yield patches_to_joints(labels, frame_size)
 
 

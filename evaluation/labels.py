@@ -28,13 +28,18 @@ def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
 
 
 def mask_to_patches(
-    mask: NDArray[np.uint8], grid: tuple[int, int], input_size: tuple[int, int], protocol: Protocol
+    mask: NDArray[np.uint8],
+    grid: tuple[int, int],
+    input_size: tuple[int, int],
+    protocol: Protocol,
+    values: NDArray[np.uint8] | None = None,
 ) -> tuple[Tensor, NDArray[np.uint8]]:
     """A mask [H, W] → soft labels [h, w, M] of the patch grid, and which label each of the M is.
 
-    M are the labels that occur, the background among them where it does.
+    M are the labels that occur, the background among them where it does, unless `values` names them; a pixel with none
+    of these then counts for nothing.
     """
-    values = np.unique(mask)
+    values = np.unique(mask) if values is None else values
     small = resize_labels(mask, grid if protocol.reduce == "nearest" else input_size)
     each = torch.from_numpy(small == values[:, None, None]).float()  # [M, H, W]
     if protocol.reduce == "bilinear":

@@ -7,7 +7,7 @@ Legend: F context frames, h w patch grid, N = h·w patches, T targets in a tile,
 C all candidates of a tile, D width, M labels (background included), k the protocol's top_k.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from math import ceil, floor, inf, isqrt
 from typing import NamedTuple
@@ -38,12 +38,18 @@ class Context(NamedTuple):
 
 
 def propagate(
-    features: Iterable[Tensor], first: Tensor, protocol: Protocol, *, budget: int | None = None
+    features: Iterable[Tensor],
+    first: Tensor,
+    protocol: Protocol,
+    *,
+    budget: int | None = None,
+    oracle: Callable[[int], Tensor | None] | None = None,
 ) -> Iterator[Tensor]:
     """Features [h, w, D] of frames in order, and the first one's labels [h, w, M] → soft labels of the others in turn.
 
     Features of each frame are asked for once, and the context alone is kept; it lies on their device, in their number
-    format. `budget` bounds the bytes for similarities (`BUDGETS`), never the result. Labels are float32.
+    format. `budget` bounds the bytes for similarities (`BUDGETS`), never the result. Labels are float32. `oracle`, for
+    a control alone, hands out the true labels [h, w, M] of a frame, which then stand in the context for the predicted.
     """
     stream = iter(features)
     frame = F.normalize(next(stream), dim=-1)
@@ -63,7 +69,8 @@ def propagate(
         context = Context(kept_features[: 1 + used], kept_labels[: 1 + used], near, far)
         labels = propagate_step(frame, context, protocol, budget=budget)
         if n:
-            kept_features[1 + t % n], kept_labels[1 + t % n] = frame, labels
+            true = oracle(t + 1) if oracle else None
+            kept_features[1 + t % n], kept_labels[1 + t % n] = frame, labels if true is None else true
         yield labels
 
 

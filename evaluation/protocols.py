@@ -30,20 +30,23 @@ def _parse_size(size: str) -> tuple[str, list[int]]:
 class Protocol:
     """One way to propagate labels, from the size of the input to the read-out of the result. Every field may differ.
 
-    size: what frames are resized to (bilinear): "480x880" (height × width) as it stands; "short480" or "long880": that
-        side, the other in proportion, rounded down to a multiple of 64.
-    context: frames that labels come from, besides the first one: the last `context` with their predicted labels.
-    filled: whether these last frames are copies of the first at the beginning, so that it counts several times;
-        otherwise there are none yet.
-    top_k: how many of all context patches give a target patch its label.
-    radius, shape: how far away these may lie, in patches; "disk": Euclidean distance < radius, "square": each
-        coordinate ≤ radius; a radius of 0 is no limit.
-    first_unlimited: whether the first frame, which counts once beside the last ones, is exempt from the radius.
-    temperature: similarities (cosines) are divided by it.
-    weights: "softmax" over exactly the top k, or "cut": over all that reach the k-th value (they differ only in ties).
-    reduce: how the first mask gets to the patch grid: "bilinear" (each object's, by way of the input size, without
-        antialiasing) or "nearest" (from its own size).
-    min_max: whether each soft label is stretched to [0, 1] before the largest one wins.
+    Args:
+        name: what the protocol is called beside a number
+        size: what frames are resized to (bilinear): "480x880" (height × width) as it stands; "short480" or "long880":
+            that side, the other in proportion, rounded down to a multiple of 64.
+        context: frames that labels come from, besides the first one: the last `context` with their predicted labels.
+        filled: whether these last frames are copies of the first at the beginning, so that it counts several times;
+            otherwise there are none yet.
+        top_k: how many of all context patches give a target patch its label.
+        radius: how far away these may lie, in patches; 0 is no limit.
+        shape: "disk": Euclidean distance < radius; "square": each coordinate ≤ radius.
+        first_unlimited: whether the first frame, which counts once beside the last ones, is exempt from the radius.
+        temperature: similarities (cosines) are divided by it.
+        weights: "softmax" over exactly the top k, or "cut": over all that reach the k-th value (they differ only in
+            ties).
+        reduce: how the first mask gets to the patch grid: "bilinear" (each object's, by way of the input size, without
+            antialiasing) or "nearest" (from its own size).
+        min_max: whether each soft label is stretched to [0, 1] before the largest one wins.
     """
 
     name: str

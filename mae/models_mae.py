@@ -7,7 +7,7 @@ here, only visible patches are embedded at all, and the image may have any size 
 Legend: B batch, N patches, K kept (visible) patches, D width, P pixels in a patch, h w patch grid, H W pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mae.files import InputError
 from mae.masking import mask_noise, random_masking
@@ -26,7 +27,12 @@ LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)  # the public weights were trai
 
 
 class MAEEncoder(nn.Module):
-    """The vision transformer of MAE: patches with fixed positions, a class token, pre-norm blocks, a final norm."""
+    """The vision transformer of MAE: patches with fixed positions, a class token, pre-norm blocks, a final norm.
+
+    `checkpointing` (an attribute) makes training compute each block a second time in place of keeping its inside.
+    """
+
+    checkpointing = False
 
     def __init__(
         self,
@@ -88,9 +94,7 @@ class MAEEncoder(nn.Module):
 
     def transform(self, x: Tensor) -> Tensor:
         """Tokens [B, 1 + K, D] through all blocks and the final norm."""
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(through(self.blocks, x, checkpointing=self.checkpointing and self.training))
 
     def encode(self, images: Tensor) -> Tensor:
         """Frames [B, 3, H, W] (uint8, or floats in [0, 1]) → features of the last block after its norm, [B, h, w, D].
@@ -168,8 +172,7 @@ class MaskedAutoencoderViT(MAEEncoder):
         """Latent [B, 1 + K, D] and ids_restore [B, N] → prediction [B, N, P] for every patch, in image order."""
         x = restore_tokens(self.decoder_embed(latent), self.mask_token, ids_restore)  # [B, 1 + N, decoder width]
         x = x + positions_for(self.decoder_pos_embed, self.grid, grid or self.grid)
-        for block in self.decoder_blocks:
-            x = block(x)
+        x = through(self.decoder_blocks, x, checkpointing=self.checkpointing and self.training)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]
 
     def forward_loss(self, pixels: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
@@ -183,6 +186,20 @@ def init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+def through(blocks: Iterable[nn.Module], x: Tensor, *memory: Tensor, checkpointing: bool = False) -> Tensor:
+    """Tokens [B, N, D], and the memory that the blocks look into if they do, through one block after the other.
+
+    checkpointing: keep only what enters each block, and compute its inside again in the backward pass: less memory,
+    the same numbers. No block draws random numbers, so no generator has to be wound back.
+    """
+    for block in blocks:
+        if checkpointing:
+            x = checkpoint(block, x, *memory, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = block(x, *memory)
+    return x
 
 
 def positions_for(positions: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:

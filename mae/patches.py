@@ -1,10 +1,12 @@
 """Pixels and patches: tensors in, tensors out.
 
-Legend: B batch, N patches, P pixels in a patch (p·p·C), h w patch grid, H W pixels, C channels.
+Legend: B batch, F frames, N patches, P pixels in a patch (p·p·C), h w patch grid, H W pixels, C channels; of a clip:
+T steps in time, t frames in a tubelet.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mae.files import InputError
 
@@ -64,6 +66,36 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
     return x.permute(0, 5, 1, 3, 2, 4).reshape(B, -1, h * patch_size, w * patch_size)
 
 
+def time_steps(frames: int, t_patch_size: int) -> int:
+    """Tubelets one behind the other in time, T; an InputError where their length does not divide the clip."""
+    if frames == 0 or frames % t_patch_size:
+        raise InputError(f"a clip of {frames} frames does not divide into tubelets of {t_patch_size} frames")
+    return frames // t_patch_size
+
+
+def patchify_clip(clip: Tensor, patch_size: int, t_patch_size: int) -> Tensor:
+    """Clips [B, F, C, H, W] → tubelets [B, T·h·w, t·P], step by step; within one: frame, row, column, channel."""
+    B, F, C, H, W = clip.shape
+    h, w = grid_size(H, W, patch_size)
+    T = time_steps(F, t_patch_size)
+    x = clip.reshape(B, T, t_patch_size, C, h, patch_size, w, patch_size)
+    return x.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(B, T * h * w, t_patch_size * patch_size**2 * C)
+
+
+def unpatchify_clip(tubelets: Tensor, patch_size: int, t_patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify_clip`, for a patch grid (h, w) and as many steps as it takes: → [B, F, C, H, W]."""
+    B, N, P = tubelets.shape
+    h, w = grid
+    pixels = t_patch_size * patch_size**2
+    if N % (h * w) or P % pixels:
+        raise InputError(
+            f"tubelets of shape {tuple(tubelets.shape)} do not fill steps of {h}×{w}, "
+            f"tubelet {t_patch_size}×{patch_size}×{patch_size}"
+        )
+    x = tubelets.reshape(B, -1, h, w, t_patch_size, patch_size, patch_size, P // pixels)
+    return x.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(B, -1, P // pixels, h * patch_size, w * patch_size)
+
+
 def normalize_patches(patches: Tensor) -> Tensor:
     """Each patch [..., P] minus its mean, over its standard deviation (unbiased, ε = 1e-6 under the root; MAE §3)."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
@@ -75,5 +107,5 @@ def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
     The mean runs over patches, not over images, and does not depend on B.
     """
-    error = (prediction.float() - target).square().mean(dim=-1)
+    error = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=-1)  # one pass over the pixels, not two
     return (error * mask).sum() / mask.sum()

@@ -8,7 +8,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mae.download import download, is_web_page
 from mae.files import InputError
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT
+from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, fuse_qkv, inflate
 
 _PUBLIC = "https://dl.fbaipublicfiles.com/mae"
 # What MAE's authors publish, preferred first: models that predict plain pixels, the same with a GAN loss, models that
@@ -34,9 +35,19 @@ PUBLIC_WEIGHTS: dict[str, str] = {
     )
     for name in names
 }
+# What MAE-ST's authors publish: normalised pixels, Kinetics-400, ViT-L and ViT-H.
+PUBLIC_WEIGHTS_ST: dict[str, str] = {
+    f"mae_pretrain_vit_{size}_k400.pth": (
+        f"https://dl.fbaipublicfiles.com/video-mae/pretrain/mae_pretrain_vit_{size}_k400.pth"
+    )
+    for size in ("large", "huge")
+}
 
 _POSITIONS = ("pos_embed", "decoder_pos_embed")  # fixed sine-cosines, so that some files leave them out
 _DECODER = ("decoder_embed.", "mask_token", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
+_DECODER_ST = _DECODER + tuple(
+    f"decoder_{name}" for name in ("cls_token", "pos_embed_class", "pos_embed_spatial", "pos_embed_temporal")
+)
 
 _ZIP = b"PK\x03\x04"  # torch.save since 1.6
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before: a pickled magic number
@@ -53,7 +64,7 @@ def load_pretrained(path: str | Path, arch: str, **overrides: Any) -> MaskedAuto
     """
     if arch not in ARCHITECTURES:
         raise InputError(f"unknown architecture {arch!r}; there are {', '.join(ARCHITECTURES)}")
-    path = _weights_file(Path(path), arch)
+    path = _weights_file(Path(path), arch, PUBLIC_WEIGHTS)
     checkpoint = read_checkpoint(path, mmap=True)  # copied into the model below, so that the file is soon let go
     state = state_dict_of(checkpoint, source=path)
     encoder_only = not any(_matches(name, _DECODER) for name in state)
@@ -63,6 +74,35 @@ def load_pretrained(path: str | Path, arch: str, **overrides: Any) -> MaskedAuto
     model = ARCHITECTURES[arch](**{"norm_pix_loss": encoder_only or bool(normalised), **overrides})
     load_strictly(model, state, allowed_missing=_POSITIONS + (_DECODER if encoder_only else ()), source=path)
     model.decoder_is_pretrained = not encoder_only
+    return model
+
+
+def load_pretrained_st(path: str | Path, arch: str, **overrides: Any) -> SpatiotemporalMAE:
+    """A MAE-ST of the named architecture with the weights of a file, or of the public file that a folder holds.
+
+    Separate q, k, v are fused. The weights of an image MAE of the same size are inflated (`inflate`), and the decoder
+    stays as it was initialised; so it does for a file without a decoder, and that is said. `norm_pix_loss` is what the
+    file's training arguments say, unless it is given; else True, as for the public weights. Raises `InputError` for a
+    file that does not fit to the last name: clips of another size or length are for the model to interpolate.
+    """
+    if arch not in ARCHITECTURES_ST:
+        raise InputError(f"unknown architecture {arch!r}; there are {', '.join(ARCHITECTURES_ST)}")
+    path = _weights_file(Path(path), arch, PUBLIC_WEIGHTS_ST)
+    checkpoint = read_checkpoint(path, mmap=True)
+    state = fuse_qkv(state_dict_of(checkpoint, source=path))
+    kernel = state.get("patch_embed.proj.weight")
+    if kernel is not None and kernel.ndim == 4:
+        image_arch = arch.replace("mae_st_", "mae_")
+        if image_arch not in ARCHITECTURES:
+            raise InputError(f"{path} holds an image MAE, and there is none of the size of {arch} to inflate")
+        print(f"{path.name} holds an image MAE: its encoder is inflated, the decoder starts untrained", flush=True)
+        return inflate(load_pretrained(path, image_arch), **overrides)
+    encoder_only = not any(_matches(name, _DECODER_ST) for name in state)
+    if encoder_only:
+        print(f"{path.name} holds an encoder only: the decoder starts untrained", flush=True)
+    normalised = getattr(checkpoint.get("args"), "norm_pix_loss", True)
+    model = ARCHITECTURES_ST[arch](**{"norm_pix_loss": encoder_only or bool(normalised), **overrides})
+    load_strictly(model, state, allowed_missing=_DECODER_ST if encoder_only else (), source=path)
     return model
 
 
@@ -86,7 +126,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.exists():
-        url = PUBLIC_WEIGHTS.get(path.name)
+        url = (PUBLIC_WEIGHTS | PUBLIC_WEIGHTS_ST).get(path.name)
         raise InputError(f"{path} does not exist: {f'fetch {url}' if url else 'give the path of a checkpoint file'}")
     if not path.is_file():
         raise InputError(f"{path} is a folder, not a checkpoint file: give the path of a file in it")
@@ -154,19 +194,17 @@ def load_strictly(
     return absent
 
 
-def _weights_file(path: Path, arch: str) -> Path:
-    """The file itself, or of a folder the preferred public file for an architecture."""
+def _weights_file(path: Path, arch: str, public: Mapping[str, str]) -> Path:
+    """The file itself, or of a folder the preferred one of the public files for an architecture."""
     if not path.is_dir():
         return path
-    size = "_".join(arch.split("_")[1:3])  # such as vit_base
-    wanted = [name for name in PUBLIC_WEIGHTS if size in name]
+    size = "_".join(arch.split("_")[-3:-1])  # such as vit_base
+    wanted = [name for name in public if size in name]
     if not wanted:
         raise InputError(f"{path} is a folder, and there are no public weights for {arch}: give the path of a file")
     found = [name for name in wanted if (path / name).is_file()]
     if not found:
-        raise InputError(
-            f"{path} holds none of {', '.join(wanted)}: fetch {PUBLIC_WEIGHTS[wanted[0]]} and put it there"
-        )
+        raise InputError(f"{path} holds none of {', '.join(wanted)}: fetch {public[wanted[0]]} and put it there")
     if found[1:]:
         print(f"{path} holds {', '.join(found)}: using {found[0]}", flush=True)
     return path / found[0]
@@ -236,7 +274,8 @@ def _comparison(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     if not theirs or theirs == ours:
         return ""
     with torch.device("meta"):  # shapes without memory
-        names = [name for name, build in ARCHITECTURES.items() if _dimensions(build().state_dict()) == theirs]
+        builders: dict[str, Callable[..., nn.Module]] = {**ARCHITECTURES, **ARCHITECTURES_ST}
+        names = [name for name, build in builders.items() if _dimensions(build().state_dict()) == theirs]
     return f"; the file is for {' or '.join(names) or 'a model'} of {theirs}, the model has {ours or 'other parts'}"
 
 

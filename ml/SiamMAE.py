@@ -2,9 +2,11 @@
 
 Two frames of one video: f1, the past, is seen whole; of f2, the future, only a few patches are seen. One encoder reads
 both, and a decoder predicts f2's hidden patches by looking into f1. What differs from a textbook MAE is the decoder:
-its queries are all places of f2, its keys and values are f1's tokens.
+its queries are all places of f2, its keys and values are f1's tokens. One f1 may have several futures, each a pair with
+it: f1 is then read once.
 
-Legend: B batch, N patches, K kept (visible) patches, D width, M memory tokens, P pixels in a patch, h w patch grid.
+Legend: B pasts in a batch, F futures of each (what is [B·F, …] has the futures of the first past first), N patches,
+K kept (visible) patches, D width, M memory tokens, P pixels in a patch, h w patch grid.
 """
 
 import re
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae.files import InputError
-from mae.masking import random_masking
+from mae.masking import mask_noise, random_masking
 from mae.models_mae import (
     ARCHITECTURES,
     LayerNorm,
@@ -28,13 +30,15 @@ from mae.models_mae import (
     noise_for,
     positions_for,
     restore_tokens,
+    through,
 )
+from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE
 from mae.patches import grid_size, masked_loss, normalize, normalize_patches
 from mae.positions import sincos_positions
-from mae.weights import download_pretrained_model
+from mae.weights import download_pretrained_model, load_pretrained_st
 from mae.weights import load_pretrained as prepare_model
 
-__all__ = ["MODELS", "CrossDecoder", "SiamMAE", "build_model", "download_pretrained_model", "prepare_model"]
+__all__ = ["MODELS", "CrossDecoder", "Model", "SiamMAE", "build_model", "download_pretrained_model", "prepare_model"]
 
 DecoderKind = Literal["cross-self", "cross", "joint"]
 EncoderKind = Literal["siamese", "joint"]
@@ -44,7 +48,11 @@ SelfBlock = partial(Block, qkv_bias=True, norm_layer=LayerNorm)  # MAE's own
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of queries x [B, N, D] to a memory [B, M, D] → [B, N, D]."""
+    """Multi-head attention of queries x [B·F, N, D] to a memory [B, M, D] → [B·F, N, D].
+
+    Queries do not see each other, so those of all futures of one past are taken together, and f1's keys and values are
+    computed once.
+    """
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -54,9 +62,10 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, N, D / heads]
+        B, _, D = memory.shape
+        q = self.q(x).reshape(B, -1, self.num_heads, D // self.num_heads).transpose(1, 2)  # [B, heads, F·N, D / heads]
         k, v = self.kv(memory).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
 
 
 class CrossSelfBlock(nn.Module):
@@ -93,7 +102,10 @@ class CrossDecoder(nn.Module):
     kind `cross-self` (the paper's default): cross-attention to f1, self-attention, MLP in each block; `cross`: without
     the self-attention; `joint`: self-attention over both frames' tokens. f2's class token is among the queries, f1's
     among the keys. Both frames get the same positions: the model is not told which came first (no temporal position).
+    `checkpointing` (an attribute) is as in `MAEEncoder`.
     """
+
+    checkpointing = False
 
     def __init__(
         self,
@@ -146,17 +158,16 @@ class CrossDecoder(nn.Module):
         return decoder
 
     def forward(self, past: Tensor, future: Tensor, ids_restore: Tensor, grid: tuple[int, int]) -> Tensor:
-        """f1's tokens [B, M, D], f2's visible tokens [B, 1 + K, D], ids_restore [B, N] → prediction [B, N, P]."""
+        """f1's tokens [B, M, D], the futures' visible ones [B·F, 1 + K, D], ids_restore [B·F, N] → [B·F, N, P]."""
         positions = positions_for(self.pos_embed, self.grid, grid)
         memory = self.memory_norm(self.embed(past) + positions)
         x = restore_tokens(self.embed(future), self.mask_token, ids_restore) + positions
+        checkpointing = self.checkpointing and self.training
         if self.kind == "joint":
-            x = torch.cat([x, memory], dim=1)
-            for block in self.blocks:
-                x = block(x)
+            x = torch.cat([x, memory.repeat_interleave(len(x) // len(memory), dim=0)], dim=1)
+            x = through(self.blocks, x, checkpointing=checkpointing)
         else:
-            for block in self.blocks:
-                x = block(x, memory)
+            x = through(self.blocks, x, memory, checkpointing=checkpointing)
         N = ids_restore.shape[1]
         return self.pred(self.norm(x[:, 1 : 1 + N]))
 
@@ -167,6 +178,9 @@ class SiamMAE(nn.Module):
     mae: whose encoder is copied, and with `pretrained_decoder` (default: if it was loaded with one) its decoder too;
     else a new decoder of `decoder_size` (width, depth, heads). encoder_kind `siamese` reads each frame by itself with
     the same weights; `joint` reads both frames' tokens together. norm_pix_loss is mae's unless given.
+
+    How it is computed, which is no part of `config`: checkpointing keeps only what enters each block in training and
+    computes the rest twice. decoder_float32 takes the decoder out of autocast's reach, in full precision.
     """
 
     def __init__(
@@ -180,6 +194,8 @@ class SiamMAE(nn.Module):
         decoder_size: tuple[int, int, int] = (256, 4, 8),
         pretrained_decoder: bool | None = None,
         norm_pix_loss: bool | None = None,
+        checkpointing: bool = False,
+        decoder_float32: bool = False,
     ):
         super().__init__()
         if encoder_kind not in get_args(EncoderKind):
@@ -202,6 +218,8 @@ class SiamMAE(nn.Module):
                 mae.embed_dim, mae.patch_size, mae.grid,
                 dim=dim, depth=depth, num_heads=num_heads, kind=decoder_kind, mlp_ratio=mae.encoder_config["mlp_ratio"],
             )  # fmt: skip
+        self.encoder.checkpointing = self.decoder.checkpointing = checkpointing
+        self.decoder_float32 = decoder_float32
         self.to(device)
 
     @property
@@ -222,27 +240,47 @@ class SiamMAE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs [B, 2, 3, H, W] (uint8, or floats in [0, 1]) → loss (scalar), prediction [B, N, P], mask [B, N].
 
-        mask is 1 where a patch of f2 was hidden; it follows from `noise` [B, N], or from the samples' `seeds` [B], or
-        else from torch's global generator. The loss is the squared error on hidden patches only (§3, "Loss").
+        A past may have F futures, [B, 1 + F, 3, H, W] (`dataset_loader`'s `futures`): it is read once, and prediction
+        and mask are [B·F, …], number b·F + f the f-th future of past b. mask is 1 where a patch was hidden; it follows
+        from `noise` [B·F, N], or from the samples' `seeds` [B], of which the first future's mask does not depend on F,
+        or else from torch's global generator. The loss is the squared error on hidden patches only (§3, "Loss").
         """
-        if video.ndim != 5 or video.shape[1:3] != (2, 3):
-            raise InputError(f"video has shape {list(video.shape)}; expected [B, 2, 3, H, W]: f1 and f2 in RGB")
-        past, future = normalize(video).unbind(1)
+        if video.ndim != 5 or video.shape[1] < 2 or video.shape[2] != 3:
+            raise InputError(
+                f"video has shape {list(video.shape)}; expected [B, 2, 3, H, W]: f1 and f2 in RGB, or more futures"
+            )
+        futures = video.shape[1] - 1
+        if futures > 1 and self.encoder_kind == "joint":
+            raise InputError(
+                f"a joint encoder reads f1 anew with each future, so {futures} futures cannot share it; use futures=1, "
+                "or the siamese encoder"
+            )
+        frames = normalize(video)
+        past, future = frames[:, 0], frames[:, 1:].flatten(0, 1)
         h, w = grid_size(video.shape[-2], video.shape[-1], self.patch_size)
-        noise = noise_for(future, h * w, noise, seeds)
+        if noise is None and seeds is not None:
+            noise = mask_noise(seeds.to(video.device), futures * h * w).reshape(-1, h * w)  # one stream a sample
+        noise = noise_for(future, h * w, noise, None)
         ids_keep, mask, ids_restore = random_masking(noise, self.mask_ratio)
         past_tokens, future_tokens = self.encode_pair(past, future, ids_keep)
-        prediction = self.decoder(past_tokens, future_tokens, ids_restore, (h, w))
+        prediction = self.decode(past_tokens, future_tokens, ids_restore, (h, w))
         return masked_loss(prediction, self.target(future), mask), prediction, mask
 
     def encode_pair(self, past: Tensor, future: Tensor, ids_keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised pixels [B, 3, H, W] of both frames → f1's tokens [B, 1 + N, D], f2's kept [B, 1 + K, D]."""
+        """Normalised pixels of f1 [B, 3, H, W] and the futures [B·F, …] → [B, 1 + N, D], and kept [B·F, 1 + K, D]."""
         past_tokens, future_tokens = self.encoder.tokens(past), self.encoder.tokens(future, ids_keep)
         if self.encoder_kind == "siamese":
             return self.encoder.transform(past_tokens), self.encoder.transform(future_tokens)
         both = self.encoder.transform(torch.cat([past_tokens, future_tokens], dim=1))
         past_tokens, future_tokens = both.split([past_tokens.shape[1], future_tokens.shape[1]], dim=1)
         return past_tokens, future_tokens
+
+    def decode(self, past: Tensor, future: Tensor, ids_restore: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What `encode_pair` gave → the prediction [B·F, N, P], in full precision if `decoder_float32`."""
+        if not self.decoder_float32:
+            return self.decoder(past, future, ids_restore, grid)
+        with torch.autocast(past.device.type, enabled=False):
+            return self.decoder(past.float(), future.float(), ids_restore, grid)
 
     def target(self, future: Tensor) -> Tensor:
         """What is to be predicted: f2's patches [B, N, P] of normalised pixels [B, 3, H, W]."""
@@ -262,8 +300,15 @@ class SiamMAE(nn.Module):
         return self.encoder.unpatchify(patches, grid)
 
 
+Model = SiamMAE | SpatiotemporalMAE  # interchangeable in training, pictures and evaluation
+
 # Named models: the MAE inside, and the decoder. tiny and small as the paper and its reproductions have them; base and
 # large around MAE's own decoder, as when one starts from the public MAE weights; micro learns in minutes on a laptop.
+# The MAE-ST of these sizes have 16 frames and their paper's decoder; their micro has 8 frames.
+_MICRO_CLIPS = dict(
+    img_size=64, patch_size=8, num_frames=8, pred_t_dim=4, embed_dim=128, depth=6, num_heads=4,
+    decoder_embed_dim=128, decoder_depth=2, decoder_num_heads=4,
+)  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     "siammae_tiny_patch16": dict(arch="mae_vit_tiny_patch16"),
     "siammae_small_patch16": dict(arch="mae_vit_small_patch16"),
@@ -273,27 +318,35 @@ MODELS: dict[str, dict[str, Any]] = {
     "siammae_micro_patch8": dict(
         arch=dict(img_size=64, patch_size=8, embed_dim=128, depth=6, num_heads=4), decoder_size=(128, 2, 4)
     ),
+    **{name.replace("_vit", ""): dict(arch=name) for name in ARCHITECTURES_ST},
+    "mae_st_micro_patch8": dict(arch=_MICRO_CLIPS),
 }
 
 
-def build_model(config: str | dict[str, Any], *, weights: str | None = None, **overrides: Any) -> SiamMAE:
-    """A model by name (one of `MODELS`) or from a `config` that a model or a checkpoint gave.
+def build_model(config: str | dict[str, Any], *, weights: str | None = None, **overrides: Any) -> Any:
+    """A `Model` by name (one of `MODELS`) or from a `config` that a model or a checkpoint gave.
 
-    weights: a public MAE checkpoint, or the folder where it lies, to start from (`prepare_model`); names only.
-    overrides: any keyword of `SiamMAE`, such as mask_ratio or device.
+    weights: a public MAE checkpoint, or the folder where it lies, to start from (`prepare_model`); names only. A MAE-ST
+    starts from a public MAE-ST or, inflated, from an image MAE (`load_pretrained_st`).
+    overrides: any keyword of `SiamMAE`, or of `SpatiotemporalMAE`, such as mask_ratio or device.
     """
     if isinstance(config, str):
         if config not in MODELS:
             raise InputError(f"model {config!r} is unknown; there are {', '.join(MODELS)}")
         arguments: dict[str, Any] = {**MODELS[config], **overrides}
         arch = arguments.pop("arch")
+        of_clips = config.startswith("mae_st")
         if isinstance(arch, dict):
             if weights:
                 raise InputError(f"there are no public weights of the size of {config}; start it from nothing")
-            return SiamMAE(MAEEncoder(**arch), **arguments)
+            return SpatiotemporalMAE(**{**arch, **arguments}) if of_clips else SiamMAE(MAEEncoder(**arch), **arguments)
+        if of_clips:
+            return load_pretrained_st(weights, arch, **arguments) if weights else ARCHITECTURES_ST[arch](**arguments)
         return SiamMAE(prepare_model(weights, arch) if weights else ARCHITECTURES[arch](), **arguments)
     arguments = {**config, **overrides}
     kind = arguments.pop("model", None)
+    if kind == "MAE-ST":
+        return SpatiotemporalMAE(**arguments)
     if kind != "SiamMAE":
-        raise InputError(f"this configuration is of a model {kind!r}; expected 'SiamMAE'")
+        raise InputError(f"this configuration is of a model {kind!r}; expected 'SiamMAE' or 'MAE-ST'")
     return SiamMAE(MAEEncoder(**arguments.pop("mae")), **arguments)

@@ -1,13 +1,23 @@
 """Checkpoints: a dict of tensors and plain values, written whole or not at all, read without unpickling code.
 
-`checkpoints/<run>/<epoch>.pt` and `last.pt` hold
-    model      state dict                     config     the model's, for `build_model`
-    optimizer  state dict                     run        the run's configuration, or what `train` was called with
-    scheduler  state dict                     epoch      finished epochs
-    step       finished updates               losses     of the last epoch
+`checkpoints/<run>/` holds `last.pt`, the one before it as `previous.pt`, `<epoch>.pt` of every n-th epoch, and
+`best.pt` where there is validation. Each of them has
+    model      state dict                       config     the model's, for `build_model`
+    optimizer  by parameter: what AdamW keeps   run        the run's name
+    averaged   averaged weights, or {}          settings   what decides the numbers of the run
+    epoch      finished epochs                  step       finished updates
+    position   updates of the running epoch     losses     of those, or of the last epoch if it has just ended
+    random     states of torch's generator      threads    of the CPU, on which its sums depend
+Each record of the file carries a checksum (CRC-32), which is compared before anything is used.
 """
 
+import errno
+import fcntl
 import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +27,24 @@ from mae.files import InputError, write_atomically
 from mae.weights import load_strictly, read_checkpoint
 from ml.SiamMAE import SiamMAE, build_model
 
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write to a temporary name, flush, rename; then `path` is the whole checkpoint or what it was before."""
     write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+def save_last(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """Write `last.pt`, and keep the one before as `previous.pt`: at every moment one of them is whole."""
+    last = folder / LAST
+
+    def write(file: Any) -> None:
+        torch.save(checkpoint, file)
+        if last.exists():
+            os.replace(last, folder / PREVIOUS)
+
+    write_atomically(last, write)
 
 
 def save_config(path: Path, config: dict[str, Any]) -> None:
@@ -34,15 +58,16 @@ def find_checkpoint(name: str | Path, root: Path = Path()) -> Path:
     for candidate in (Path(name), folder / name, folder / f"{name}.pt"):
         if candidate.is_file():
             return candidate
-        if (candidate / "last.pt").is_file():
-            return candidate / "last.pt"
-    runs = sorted(p.parent.name for p in folder.glob("*/last.pt"))
+        for file in (candidate / LAST, candidate / PREVIOUS):
+            if file.is_file():
+                return file
+    runs = sorted({p.parent.name for name in (LAST, PREVIOUS) for p in folder.glob(f"*/{name}")})
     there = f"there are the runs {', '.join(runs)}" if runs else f"there are no runs in {folder} yet"
     raise InputError(f"no checkpoint {name}: expected a file, a run, or <run>/<epoch>; {there}")
 
 
 def load_run(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this workspace; an InputError names what is missing."""
+    """Read a checkpoint of this workspace; an InputError names what is missing, or that it is damaged."""
     checkpoint = read_checkpoint(path)
     missing = {"model", "config", "epoch"} - checkpoint.keys()
     if missing:
@@ -50,14 +75,54 @@ def load_run(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of this workspace: it lacks {', '.join(sorted(missing))}; "
             "for MAE weights use prepare_model"
         )
+    check_whole(path)
     return checkpoint
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[SiamMAE, dict[str, Any]]:
-    """The model of a checkpoint, with its weights, in evaluation mode; and the checkpoint itself."""
+def check_whole(path: Path) -> None:
+    """Compare the checksums of all records of a file that torch wrote; an InputError if one differs."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{path} is damaged ({error}): use an earlier checkpoint") from error
+    if damaged:
+        raise InputError(f"{path} is damaged: the checksum of {damaged} differs; use an earlier checkpoint")
+
+
+def newest_whole(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]] | None:
+    """The newest undamaged checkpoint of a run to go on with, or None if there is none; damaged ones are named."""
+
+    def first(paths: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
+        for path in paths:
+            try:
+                return [(path, load_run(path))]
+            except InputError as error:
+                say(str(error))
+        return []
+
+    numbered = sorted((path for path in folder.glob("*.pt") if path.stem.isdecimal()), key=lambda path: int(path.stem))
+    last, previous = ([path for path in (folder / name,) if path.is_file()] for name in (LAST, PREVIOUS))
+    found = first(last) or first(previous) + first(reversed(numbered))
+    chosen = max(found, key=lambda pair: pair[1].get("step", 0), default=None)
+    if chosen and last and chosen[0] != last[0]:
+        say(f"going on from {chosen[0]} instead, after {chosen[1].get('step', 0)} steps")
+    return chosen
+
+
+def load_model(path: Path, device: torch.device | str = "cpu", *, averaged: bool = False) -> tuple[Any, dict[str, Any]]:
+    """The model of a checkpoint, with its weights, in evaluation mode; and the checkpoint itself.
+
+    averaged: take the averaged weights (EMA), which the run must have kept.
+    """
     checkpoint = load_run(path)
     model = build_model(checkpoint["config"])
-    load_strictly(model, checkpoint["model"], source=str(path))
+    state = checkpoint["model"]
+    if averaged:
+        if not checkpoint.get("averaged"):
+            raise InputError(f"{path} holds no averaged weights: its run was trained without ema")
+        state = {**state, **checkpoint["averaged"]}
+    load_strictly(model, state, source=str(path))
     return model.to(device).eval(), checkpoint
 
 
@@ -67,3 +132,42 @@ def encoder_for_timm(model: SiamMAE) -> dict[str, torch.Tensor]:
     The names are the same because both follow ViT's; the fixed positions travel as timm's learned ones.
     """
     return {name: value.detach().cpu().contiguous() for name, value in model.encoder.state_dict().items()}
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Say in one sentence why a checkpoint could not be written, and that the earlier ones are intact."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} has vanished, the folder of this run's checkpoints: put it back and start again")
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch's writer turns an OSError into a RuntimeError of its own
+        cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        what = "the disk is full" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else (cause.strerror or str(cause))
+        raise InputError(
+            f"{folder}: a checkpoint could not be written ({what}); the earlier ones are intact: mend that and start "
+            "again with the same command"
+        ) from error
+
+
+@contextmanager
+def only_here(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no second process trains the same run; an InputError if one does already."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder.name} is being trained by another process right now: wait for it, or begin a run of its own "
+                "with resume none"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        for left in folder.glob(".*.tmp"):  # half a file of our own, from a process that was killed
+            left.unlink()
+        yield
+    finally:
+        os.close(held)

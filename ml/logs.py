@@ -1,9 +1,14 @@
-"""Loss logs as text: `losses/<run>.txt`, `test_losses/<run>.txt`, one line an epoch, for people and for `compare`."""
+"""Loss logs as text: `losses/<run>.txt`, `test_losses/<run>.txt`, one line an epoch, for people and for `compare`;
+and `losses/<run>.jsonl`, one line a step, for machines."""
 
+import json
 import math
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mae.files import InputError, write_atomically
 
@@ -69,3 +74,52 @@ def read_losses(path: str | Path) -> list[EpochLoss]:
 
 def _write(path: Path, lines: list[str]) -> None:
     write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+
+
+class StepLog:
+    """`losses/<run>.jsonl`: one JSON object a step, for machines; validation and scores have lines of their own.
+
+    A line has `step` (from 1), `epoch`, `loss`, `lr`, `grad_norm`, `pairs_per_second`, `waiting` (share of the time
+    in which the loader was waited for) and `memory_mib`; `skipped` where a step was left out. Lines are on the disk
+    when `flush` returns.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115  # a line at a time; closed by `close`
+
+    def write(self, **values: Any) -> None:
+        """Add one line; numbers that JSON does not know (nan, inf) as strings."""
+        plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps(plain) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def cut_steps_after(path: Path, step: int) -> None:
+    """Drop the lines of later steps, and a last one that was cut off: what a resumed run is about to write again."""
+    if path.exists():
+        kept = [text for text, record in _records(path) if record["step"] <= step]
+        write_atomically(path, lambda file: file.write("".join(f"{text}\n" for text in kept).encode()))
+
+
+def read_steps(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a `losses/<run>.jsonl`."""
+    if not Path(path).is_file():
+        raise InputError(f"there is no log of steps {path}; a run writes one to losses/<run>.jsonl")
+    return [record for _, record in _records(Path(path))]
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            record = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield text, record

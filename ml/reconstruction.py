@@ -1,6 +1,7 @@
-"""What a model makes of a pair, as pictures and as numbers: reconstructions, and the comparison with plain copying.
+"""What a model makes of a pair or a clip, as pictures and as numbers: reconstructions, and the comparison with copying.
 
-Legend: B batch, N patches, P pixels in a patch, H W pixels.
+Legend: B batch, F frames of a clip, of which n are predicted, N patches or tubelets, K visible ones, P pixels in one,
+H W pixels.
 """
 
 from collections.abc import Iterable
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from mae.files import InputError
+from mae.models_mae_st import SpatiotemporalMAE
 from mae.patches import denormalize, grid_size, normalize, normalize_patches
 from ml.SiamMAE import SiamMAE
 
 Statistics = Literal["past", "target"]
+ClipStatistics = Literal["visible", "target"]
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,124 @@ def reconstruct(
     hidden = model.unpatchify(mask[..., None].expand(-1, -1, prediction.shape[-1]), grid)
     raw = model.unpatchify(prediction, grid)
 
-    def show(pixels: Tensor) -> Tensor:
-        return denormalize(pixels).clamp(0, 1)[0].cpu()
-
     return Reconstruction(
-        past=show(past),
-        future=show(future),
-        masked=torch.where(hidden[0].cpu() == 1, 0.5, show(future)),
-        pasted=show(torch.where(hidden == 1, raw, future)),
-        raw=show(raw),
+        past=_show(past),
+        future=_show(future),
+        masked=torch.where(hidden[0].cpu() == 1, 0.5, _show(future)),
+        pasted=_show(torch.where(hidden == 1, raw, future)),
+        raw=_show(raw),
         loss=loss.item(),
         gap=None if time is None else float(time[1] - time[0]),
         caption=how,
     )
+
+
+@dataclass(frozen=True)
+class ClipReconstruction:
+    """One clip and its prediction: the predicted frames alone, all [n, 3, H, W] in [0, 1], and how it was made."""
+
+    frames: Tensor
+    """the clip's own"""
+    masked: Tensor
+    """with the hidden tubelets in grey"""
+    pasted: Tensor
+    """the prediction, with the visible tubelets pasted in"""
+    raw: Tensor
+    """the prediction as it is, visible tubelets too"""
+    time: list[float] | None
+    """seconds of the frames"""
+    numbers: list[int]
+    """which of the clip's frames they are"""
+    hidden: float
+    """share of the tubelets that was hidden"""
+    mask_kind: str
+    loss: float
+    caption: str
+
+
+@torch.no_grad()
+def reconstruct_clip(
+    model: SpatiotemporalMAE,
+    video: Tensor,
+    *,
+    time: Tensor | None = None,
+    seed: int = 0,
+    statistics: ClipStatistics = "visible",
+) -> ClipReconstruction:
+    """Predict the hidden tubelets of one clip [F, 3, H, W] with the mask that follows from `seed`.
+
+    A model that predicts per-patch normalised pixels says nothing of a patch's mean and spread. They are guessed from
+    the visible tubelets around (`visible`), or taken from the hidden one itself (`target`), which gives a part of the
+    answer away and is said so in the caption.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    video = video[None].to(device)
+    loss, prediction, mask = model(video, seeds=torch.tensor([seed], device=device))
+    model.train(was_training)
+    grid = grid_size(video.shape[-2], video.shape[-1], model.patch_size)
+    numbers = model.predicted_frames(video.shape[1])
+    frames = normalize(video)[:, numbers]
+    prediction = prediction.float()
+    if model.norm_pix_loss:
+        variance, mean = torch.var_mean(model.patchify(frames), dim=-1, keepdim=True)
+        spread = (variance + 1e-6).sqrt()
+        if statistics == "visible":
+            mean, spread = (_from_visible(values, mask, grid) for values in (mean, spread))
+        prediction = prediction * spread + mean
+        how = {
+            "visible": "normalised prediction, shown with mean and spread of the nearest visible tubelets",
+            "target": "normalised prediction, shown with mean and spread of the HIDDEN tubelet: part of the answer",
+        }[statistics]
+    else:
+        how = "prediction of plain pixels, shown as it is"
+    hidden = model.unpatchify(mask[..., None].expand(-1, -1, prediction.shape[-1]), grid)
+    raw = model.unpatchify(prediction, grid)
+    return ClipReconstruction(
+        frames=_show(frames),
+        masked=torch.where(hidden[0].cpu() == 1, 0.5, _show(frames)),
+        pasted=_show(torch.where(hidden == 1, raw, frames)),
+        raw=_show(raw),
+        time=None if time is None else [float(time[k]) for k in numbers],
+        numbers=numbers,
+        hidden=mask.mean().item(),
+        mask_kind=model.mask_kind,
+        loss=loss.item(),
+        caption=how,
+    )
+
+
+def reconstruct_sample(
+    sample: dict[str, Any] | Tensor, model: SpatiotemporalMAE, *, statistics: ClipStatistics = "visible"
+) -> ClipReconstruction:
+    """`reconstruct_clip` for what data sets and loaders give: a dict with `video` and perhaps `time` and `seed`, or the
+    video alone; [F, 3, H, W], or more clips, of which the first is taken. Without a `seed` it is 0."""
+    sample = sample if isinstance(sample, dict) else {"video": sample}
+    video = torch.as_tensor(sample["video"])
+    video = video.reshape(-1, *video.shape[-4:])[0]
+    time = torch.as_tensor(sample["time"]).reshape(-1, len(video))[0] if "time" in sample else None
+    seed = int(torch.as_tensor(sample["seed"]).flatten()[0]) if "seed" in sample else 0
+    return reconstruct_clip(model, video, time=time, seed=seed, statistics=statistics)
+
+
+def _from_visible(values: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Values [1, N, 1] of places, of which the hidden ones are replaced by a mean over the visible ones around.
+
+    Weights fall with the square of the distance in places and steps as those of a Gaussian do, so that the nearest
+    visible places count.
+    """
+    h, w = grid
+    n = torch.arange(mask.shape[1], device=mask.device)
+    places = torch.stack([n // (h * w), n // w % h, n % w], dim=1).float()  # step, row, column
+    visible = mask[0] == 0
+    weights = (-0.5 * torch.cdist(places, places[visible]).square()).softmax(dim=1)  # [N, K]
+    return torch.where(visible[None, :, None], values, weights @ values[:, visible])
+
+
+def _show(pixels: Tensor) -> Tensor:
+    """Normalised pixels of one sample, [1, …, 3, H, W], in [0, 1] and on the CPU."""
+    return denormalize(pixels).clamp(0, 1)[0].cpu()
 
 
 @dataclass

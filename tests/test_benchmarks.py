@@ -22,7 +22,7 @@ def result(clips, tmp_path_factory):
 
 def test_every_form_is_measured(result):
     names = [loading.THEIRS, loading.THEIRS_WHOLE, loading.PLAIN, loading.PLAIN_4, loading.SHORT, loading.SHORT_4]
-    expected = {*names, loading.FOLDERS, loading.PACKED, loading.LIMIT} - set(result["missing"])
+    expected = {*names, loading.FLOOR, loading.FOLDERS, loading.PACKED, loading.LIMIT} - set(result["missing"])
     assert set(result["speeds"]) == expected
     for row in result["speeds"].values():
         assert 0 < row["low"] <= row["pairs_a_second"] <= row["high"]

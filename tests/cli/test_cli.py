@@ -83,7 +83,7 @@ def test_learn_compares_with_copying(clips, tmp_path, capsys):
         (["train", "--data", "{clips}", "--mask-ratio", "95"], "0.95 for 95 %"),
         (["train", "--data", "{clips}", "--test-data", "{clips}"], "lies in"),
         (["train", "--data", "{clips}", "--preset", "smoke", "--resume", "no"], "no checkpoint no"),
-        (["train", "--data", "{clips}", "--preset", "siammae_base", "--weights", "{empty}"], "mae_visualize_vit_base"),
+        (["train", "--data", "{clips}", "--preset", "mae_base_75", "--weights", "{empty}"], "mae_visualize_vit_base"),
         (["train", "--data", "{clips}", "--batch-size", "3"], "does not divide"),
         (["test", "no", "--data", "{clips}"], "no checkpoint no"),
         (["plot", "no", "--out", "x.png"], "no checkpoint no"),
@@ -110,7 +110,7 @@ def test_a_mistake_gets_one_sentence(arguments, sentence, clips, tmp_path, monke
 
 def test_flags_come_from_the_preset(clips, capsys):
     with pytest.raises(SystemExit) as exit_:
-        main(["train", "--data", str(clips), "--preset", "siammae_small", "--help"])
+        main(["train", "--data", str(clips), "--preset", "paper_small_16", "--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     assert "2048" in text and "siammae_small_patch16" in text

@@ -14,9 +14,9 @@ from dataset_loader import get_kinetics_dataset, make_loader
 from dataset_loader.synthetic import synthetic_video
 from mae.files import InputError
 from mae.models_mae import MAEEncoder
-from ml import utils
+from ml import runs
 from ml.checkpoints import find_checkpoint, load_model, load_run
-from ml.logs import read_losses
+from ml.logs import read_losses, read_steps
 from ml.optimisation import lr_scale, make_optimizer, make_scheduler
 from ml.presets import PRESETS, RunConfig, preset
 from ml.SiamMAE import SiamMAE, build_model
@@ -129,7 +129,15 @@ def test_what_a_run_leaves_behind(clips, tmp_path):
     assert [len(e.losses) for e in epochs] == [3] * 3  # 6 clips × 2 pairs in batches of 4
     assert epochs[1].mean == pytest.approx(sum(epochs[1].losses) / 3)
     files = {p.name for p in (tmp_path / "checkpoints" / run).iterdir()}
-    assert files == {"2.pt", "3.pt", "last.pt", "2.png", "3.png", "config.json"}  # the last epoch is saved too
+    assert files == {
+        "2.pt",
+        "3.pt",
+        "last.pt",
+        "previous.pt",
+        "2.png",
+        "3.png",
+        "config.json",
+    }  # the last epoch is saved too
     assert (tmp_path / "losses" / f"{run}.png").read_bytes().startswith(b"\x89PNG")
     saved = torch.load(tmp_path / "checkpoints" / run / "last.pt", weights_only=True)
     assert saved["epoch"] == 3 and saved["step"] == 9 and saved["run_config"] == config
@@ -148,12 +156,12 @@ def test_two_runs_of_one_second_do_not_meet(tmp_path, monkeypatch):
 
     from datetime import datetime as utils_datetime
 
-    monkeypatch.setattr(utils, "datetime", Clock)
-    monkeypatch.setattr(utils.time, "sleep", lambda seconds: None)
-    names = [utils._new_run("", tmp_path) for _ in range(3)]
+    monkeypatch.setattr(runs, "datetime", Clock)
+    monkeypatch.setattr(runs.time, "sleep", lambda seconds: None)
+    names = [runs.new_run("", tmp_path) for _ in range(3)]
     assert names == ["2026-01-01_00-00-00", "2026-01-01_00-00-01", "2026-01-01_00-00-02"]
     with pytest.raises(InputError, match="file name"):
-        utils._new_run("a/b", tmp_path)
+        runs.new_run("a/b", tmp_path)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was(clips, tmp_path):
@@ -223,7 +231,7 @@ def test_presets_hold_together():
             model = build_model(config.model, **config.model_arguments)
         assert model.mask_ratio == config.mask_ratio
         assert config.image_size % model.patch_size == 0
-    assert preset("siammae_small").config.peak_lr == pytest.approx(1.5e-4 * 2048 / 256)
+    assert preset("paper_small_16").config.peak_lr == pytest.approx(1.5e-4 * 2048 / 256)
     assert preset("micro").config.peak_lr == pytest.approx(1e-3)
     for wrong in (dict(mask_ratio=95), dict(epochs=0), dict(min_gap=9, max_gap=8), dict(batch_size=3)):
         with pytest.raises(InputError):
@@ -232,27 +240,63 @@ def test_presets_hold_together():
         preset("macro")
 
 
-def test_a_tracker_hears_of_every_epoch(clips, tmp_path, monkeypatch):
+def test_a_tracker_hears_of_every_step_and_epoch(clips, tmp_path, monkeypatch):
     """Weights & Biases stands in here as a module that records; it is an extra, and nobody has to have it."""
     heard = []
 
     class Run:
         def log(self, values, step):
-            heard.append((step, sorted(values)))
+            heard.append((step, set(values)))
+
+        def log_artifact(self, artifact):
+            heard.append(artifact.files)
 
         def finish(self):
             heard.append("end")
+
+    class Artifact:
+        def __init__(self, name, type, metadata):
+            self.files = [name.split("-")[0], type, metadata["step"]]
+
+        def add_file(self, path):
+            self.files.append(Path(path).name)
 
     def init(**settings):
         heard.append((settings["mode"], settings["config"]["model"]["mask_ratio"]))
         return Run()
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Image=lambda path: path))
+    fake = types.SimpleNamespace(init=init, Image=lambda path: path, Artifact=Artifact)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     options = dict(epochs=2, num_epochs_per_save=2, device="cpu", root=tmp_path, progress=False)
     train(tiny(), loader(clips), tracker="wandb", **options)
-    pictures = ["losses", "reconstruction"]
-    assert heard == [("offline", 0.75), (1, ["loss", "lr"]), (2, sorted(["loss", "lr", *pictures])), "end"]
+    step = {"loss", "lr", "grad_norm", "pairs_per_second", "waiting", "memory_mib"}
+    epoch = {"epoch", "epoch_loss"}
+    steps = [(number, step) for number in range(1, 7)]
+    assert heard == [
+        ("offline", 0.75), *steps[:3], (3, epoch), *steps[3:], (6, epoch | {"losses", "reconstruction"}),
+        ["checkpoint", "model", 6, "2.pt"], "end",
+    ]  # fmt: skip
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match=r"siammae\[wandb\]"):
         train(tiny(), loader(clips), tracker="wandb", **options)
+
+
+def test_tensorboard_reads_what_a_run_wrote(clips, tmp_path):
+    run = train(
+        tiny(), loader(clips), epochs=2, num_epochs_per_save=2, device="cpu", root=tmp_path, tracker="tensorboard",
+        progress=False,
+    )  # fmt: skip
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "losses" / "tensorboard" / run))
+    events.Reload()
+    told = [scalar.value for scalar in events.Scalars("loss")]
+    assert told == pytest.approx(
+        [
+            step["loss"]
+            for step in read_steps(tmp_path / "losses" / f"{run}.jsonl")[:3]
+            + read_steps(tmp_path / "losses" / f"{run}.jsonl")[4:7]
+        ]
+    )
+    assert {"reconstruction", "losses"} <= set(events.Tags()["images"])

@@ -1,0 +1,102 @@
+"""siammae track VIDEO --mask FIRST.png | --points x,y,label … [--source NAME]"""
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from cli.feature_sources import open_source
+from dataset_loader.decoding import Video
+from dataset_loader.encoding import write_video
+from evaluation.datasets import read_mask
+from evaluation.features import Source
+from evaluation.pictures import even, overlay, save_mask
+from evaluation.protocols import Protocol, protocol
+from evaluation.track import points_to_mask, track
+from mae.files import InputError, write_atomically
+from ml.utils import best_device
+
+LAPTOP = protocol("dino", size="short240")  # a quarter of the arithmetic of its published size
+
+
+def main(
+    video: Annotated[Path, tyro.conf.Positional],
+    mask: Path | None = None,
+    points: tuple[str, ...] = (),
+    out: Path | None = None,
+    source: str = "micro/20043",
+    batch: int = 1,
+    root: Path = Path(),
+    device: str | None = None,
+    half: bool = False,
+    rules: Annotated[Protocol, tyro.conf.arg(name="")] = LAPTOP,
+) -> None:
+    """Follow objects that are marked in the first frame through a video; write an overlay video and the masks.
+
+    The protocol is dino's with frames of 240 pixels on the short side, which a laptop can do; every field is a flag.
+
+    Args:
+        video: any file that FFmpeg reads
+        mask: the first frame's mask, a palette PNG or a grey one, whose pixels are the objects' numbers
+        points: marks x,y,label in the first frame instead: disks of a twentieth of its short side
+        out: folder for overlay.mp4 and masks/; default: <video's name>_tracked, here
+        source: features: a run, <run>/<epoch>, a checkpoint's file, untrained:CHECKPOINT, pixels, random, mae:PATH,
+            timm:NAME or timm:NAME@FILE
+        batch: frames to encode at once
+        root: folder that holds checkpoints/
+        device: cuda, mps, cpu; default: the best there is
+        half: 16 bits on a GPU
+        rules: the protocol
+    """
+    if (mask is None) == (not points):
+        raise InputError("mark what to follow: give either --mask FIRST.png or --points x,y,label …")
+    out = out or Path(f"{video.stem}_tracked")
+    with Video(video) as clip:
+        count = len(clip.index.times)
+        if count < 2:
+            raise InputError(f"{video} has {count} frame; following needs at least 2")
+        frame, _ = next(iter(clip.each_frame()))
+        first = read_mask(mask) if mask else points_to_mask(points, (frame.shape[0], frame.shape[1]))
+        features = open_source(source, root, str(best_device(device)), half)
+        if not isinstance(features, Source):
+            raise InputError(f"{source} is a control of `siammae eval`; tracking takes a source of features")
+        about = dict(video=str(video), source=features.name, weights=features.weights, protocol=asdict(rules))
+        _claim(out, about)
+        print(f"{video}, {count} frames of {frame.shape[1]}×{frame.shape[0]}; {features.name}; {rules}")
+        times: deque[float] = deque()
+
+        def frames() -> Iterator[np.ndarray]:
+            for image, time in clip.each_frame():
+                times.append(time)
+                yield image
+
+        def drawn() -> Iterator[np.ndarray]:
+            pairs = track(frames(), first, features, rules, batch=batch)
+            bar = tqdm(pairs, total=count, unit="frame", desc=video.name, mininterval=0.5, dynamic_ncols=True)
+            for number, (image, found) in enumerate(bar):
+                save_mask(out / "masks" / f"{number:05d}.png", found)
+                yield even(overlay(image, found))
+
+        def stamps() -> Iterator[float]:
+            start = times[0]
+            while times:
+                yield times.popleft() - start
+
+        write_video(out / "overlay.mp4", drawn(), stamps())
+    print(f"{out / 'overlay.mp4'} and {out / 'masks'}/")
+
+
+def _claim(out: Path, about: dict) -> None:
+    """Make the folder ours; one of somebody else's, or of a finished run, is not written into."""
+    mark = out / "track.json"
+    if (out / "overlay.mp4").exists() or (
+        out.exists() and not mark.is_file() and (out.is_file() or any(out.iterdir()))
+    ):
+        raise InputError(f"{out} exists already and is not overwritten; name another folder with --out")
+    write_atomically(mark, lambda file: file.write(json.dumps(about, indent=2).encode() + b"\n"))

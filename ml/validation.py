@@ -1,0 +1,49 @@
+"""The loss on pairs that are not learnt from, always the same ones under the same masks."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae.files import InputError
+from ml.devices import Device, best_device, precision
+from ml.logs import EpochLoss, mean_over_pairs
+from ml.ranks import Ranks
+from ml.SiamMAE import Model
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model, data_loader: Iterable[dict[str, Any]], device: Device = None, *, ranks: Ranks | None = None
+) -> EpochLoss:
+    """The mean loss over a loader without gradients. Masks follow from the pairs' seeds, or from their place in the
+    order where they have none, so they repeat exactly. ranks: each has a share of the pairs, and all get the whole.
+    """
+    device = best_device(device)
+    was_training = model.training
+    model.to(device).eval()
+    losses: list[float] = []
+    pairs: list[int] = []
+    for batch in data_loader:
+        video = batch["video"].to(device)
+        seeds = mask_seeds(batch, device)
+        if seeds is None:
+            seeds = torch.arange(sum(pairs), sum(pairs) + len(video), device=device)
+        with precision(device):
+            loss, _, mask = model(video, seeds=seeds)
+        losses.append(loss.item())
+        pairs.append(len(mask))
+    model.train(was_training)
+    if ranks:
+        shares = ranks.gather((losses, pairs))
+        losses = [loss for share, _ in shares for loss in share]
+        pairs = [count for _, share in shares for count in share]
+    if not losses:
+        raise InputError("there is nothing to evaluate: the loader has no batch")
+    return EpochLoss(None, mean_over_pairs(losses, pairs), losses)
+
+
+def mask_seeds(batch: dict[str, Any], device: torch.device) -> Tensor | None:
+    """The numbers [B] that the masks of a batch follow from, if it brings any."""
+    return batch["seed"].to(device) if "seed" in batch else None

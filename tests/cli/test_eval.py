@@ -1,0 +1,245 @@
+"""`siammae eval` and `siammae track` as a person uses them: from small data sets and real files to results."""
+
+import json
+import re
+import weakref
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli.main import main
+from dataset_loader.decoding import decode_all
+from dataset_loader.encoding import write_video
+from dataset_loader.synthetic import synthetic_video
+from evaluation.features import Source, pixel_features
+from evaluation.protocols import protocol
+from evaluation.track import points_to_mask, track
+from mae.files import InputError
+from ml.checkpoints import save_checkpoint
+from ml.SiamMAE import build_model
+
+H, W = 64, 96
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A workspace with a checkpoint `tiny`, epoch 3."""
+    model = build_model("siammae_micro_patch8")
+    for name in ("3", "last"):
+        save_checkpoint(
+            tmp_path / "checkpoints" / "tiny" / f"{name}.pt",
+            dict(model=model.state_dict(), config=model.config, epoch=3),
+        )
+    return tmp_path
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """Three frames of 64×96 with a square of class 1."""
+    folder = tmp_path / "camvid"
+    for t in range(3):
+        labels = np.zeros((H, W), np.uint8)
+        labels[16:40, 8 + 8 * t : 40 + 8 * t] = 1
+        frame = np.random.default_rng(t).integers(0, 40, (H, W, 3)) + 180 * labels[..., None] * (1, 0, 0)
+        for kind, picture in (("frames", frame.astype(np.uint8)), ("labels", labels)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / kind / f"{t}.png")
+    return folder
+
+
+def test_every_kind_of_source(root, camvid, tmp_path, capsys):
+    names = {}
+    sources = ("tiny", "tiny/3", "untrained:tiny", "pixels", "copy", "oracle", "oracle:tiny")
+    for number, source in enumerate(sources):
+        words = [
+            "eval",
+            "camvid",
+            "--data",
+            camvid,
+            "--out",
+            tmp_path / str(number),
+            "--source",
+            source,
+            "--root",
+            root,
+        ]
+        assert main([str(w) for w in [*words, "--protocol", "rsp", "--size", "64x96", "--device", "cpu"]]) == 0
+        content = json.loads((tmp_path / str(number) / "results.json").read_text())
+        names[source] = content["source"]
+        assert content["protocol"]["name"] == "rsp, changed" and content["protocol"]["radius"] == 30
+        assert content["settings"] == {"device": "cpu", "half": False}
+    assert names["tiny"]["weights"].startswith("sha256 ") and names["tiny/3"]["name"] == "tiny/3"
+    assert names["untrained:tiny"]["name"] == "untrained (as tiny, seed 0)"
+    assert names["untrained:tiny"]["weights"] != names["tiny"]["weights"] == names["oracle:tiny"]["weights"]
+    assert names["oracle"]["name"] == "oracle (true labels as context), pixels"
+    assert capsys.readouterr().out.count("mIoU") == 2 * len(sources)
+
+
+def test_flags_override_the_protocol_of_the_benchmark(small_jhmdb_like, tmp_path):
+    file, pictures = small_jhmdb_like
+    words = ["eval", "joints", "--data", file, "--pictures", pictures, "--out", tmp_path / "out", "--source", "pixels"]
+    options = ["--protocol=dino", "--radius", "3", "--no-min-max", "--frames", "3", "--device", "cpu"]
+    assert main([str(word) for word in [*words, *options, "--export", tmp_path / "export"]]) == 0
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    expected = protocol("dino", "jhmdb", radius=3, min_max=False)
+    assert content["protocol"] == {name: getattr(expected, name) for name in content["protocol"]}
+    assert content["frames"] == 3 and content["videos"][0]["frames"] == 3
+    assert len(json.loads((tmp_path / "export" / "dog.json").read_text())) == 3
+
+
+@pytest.fixture
+def small_jhmdb_like(tmp_path):
+    for t in range(5):
+        picture = np.random.default_rng(t).integers(0, 255, (H, W, 3)).astype(np.uint8)
+        (tmp_path / "pictures" / "dog").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "pictures" / "dog" / f"{t}.png")
+    entries = [{"frame": str(t), "joints": {"5": [30 + t, 20], "8": [60, 40]}} for t in (0, 2, 4)]
+    file = tmp_path / "joints.json"
+    file.write_text(json.dumps({"joints": {"5": "nose", "8": "tail"}, "sequences": {"dog": entries}}))
+    return file, tmp_path / "pictures"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["davis", "--data", "{camvid}"], "val.txt cannot be read"),
+        (["camvid", "--data", "{camvid}", "--source", "no/7"], "no checkpoint no/7.*or as a source one of untrained:"),
+        (["camvid", "--data", "{camvid}", "--source", "untrained:no"], "no checkpoint no"),
+        (["camvid", "--data", "{camvid}", "--source", "pixels", "--size", "wide"], "size is 'wide'; expected such as"),
+        (["camvid", "--data", "{camvid}", "--source", "pixels", "--temperature", "0"], "temperature is 0.0; expected"),
+        (["camvid", "--data", "{camvid}", "--source", "pixels", "--sequences", "x"], "there is no video called x"),
+        (["camvid", "--data", "{camvid}", "--source", "copy", "--frames", "1"], "following needs at least 2"),
+        (["--data", "vip", "--source", "pixels", "davis"], "name the benchmark first: siammae eval davis"),
+        (["joints", "--data", "{camvid}"], "joints need --pictures as well"),
+        (["jhmdb", "--data", "{camvid}", "--split", "7"], "JHMDB has the splits 1, 2 and 3"),
+        (["folder", "--data", "{camvid}/frames"], "folder needs --mask as well"),
+        (
+            ["folder", "--data", "{camvid}/frames/0.png"],
+            "is a file; to follow something through a video: siammae track",
+        ),
+    ],
+)
+def test_a_mistake_gets_one_sentence(arguments, sentence, camvid, tmp_path, capsys):
+    words = [word.format(camvid=camvid) for word in arguments]
+    assert main(["eval", *words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(sentence, said) and said.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------ track
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A video of 12 frames, 62×97 pixels (odd), at uneven times that do not begin at 0."""
+    scene = synthetic_video(3, height=62, width=98, seconds=0.5, fps=24)
+    times = np.cumsum([0.5, *[0.04, 0.04, 0.08] * 3, 0.04, 0.04])[: len(scene.frames)]
+    frames = scene.frames.transpose(0, 2, 3, 1)[:, :, :97]
+    write_video(tmp_path / "mine.mkv", frames, times, pixel_format="yuv444p")
+    return tmp_path / "mine.mkv"
+
+
+def test_track_keeps_the_video_s_times_and_size(clip, tmp_path, capsys):
+    out, options = tmp_path / "out", ["--source", "pixels", "--device", "cpu"]
+    words = ["track", str(clip), "--points", "30,20,2", "70,40,5", "--out", str(out), *options]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert "12/12" in captured.err and "frame/s" in captured.err and "dino, changed: short240" in captured.out
+    frames, times = decode_all(clip)
+    assert frames.shape[1:3] == (62, 97)
+    drawn, shown = decode_all(out / "overlay.mp4")
+    assert drawn.shape == (12, 62, 98, 3) and np.allclose(shown, times - times[0], atol=1e-4)
+    masks = [np.array(Image.open(path)) for path in sorted((out / "masks").iterdir())]
+    assert len(masks) == 12 and {mask.shape for mask in masks} == {(62, 97)}
+    np.testing.assert_array_equal(masks[0], points_to_mask(["30,20,2", "70,40,5"], (62, 97)))
+    assert set(np.unique(masks)) == {0, 2, 5}
+    changed = np.abs(drawn[:, :, :97].astype(int) - frames).mean((1, 2, 3))
+    assert (changed > 0.3).all()
+    assert json.loads((out / "track.json").read_text())["protocol"]["size"] == "short240"
+    before = (out / "overlay.mp4").read_bytes()
+    assert main(words) == 2 and "exists already and is not overwritten" in capsys.readouterr().err
+    assert (out / "overlay.mp4").read_bytes() == before
+    (out / "overlay.mp4").unlink()  # as an interruption leaves it: ours, unfinished
+    assert main(words) == 0 and (out / "overlay.mp4").read_bytes() == before
+
+
+def test_track_from_a_mask(clip, tmp_path, capsys):
+    mask = np.zeros((62, 97), np.uint8)
+    mask[10:40, 20:60] = 9
+    Image.fromarray(mask).save(tmp_path / "first.png")
+    words = [
+        "track",
+        str(clip),
+        "--out",
+        str(tmp_path / "out"),
+        "--source",
+        "pixels",
+        "--device",
+        "cpu",
+        "--size",
+        "64x96",
+    ]
+    assert main([*words, "--mask", str(tmp_path / "first.png")]) == 0
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == 12
+    capsys.readouterr()
+    Image.fromarray(mask[1:]).save(tmp_path / "small.png")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "letter.txt").write_text("mine")
+    write_video(tmp_path / "one.mp4", np.zeros((1, 32, 32, 3), np.uint8), 25)
+    other = ["track", str(clip), "--out", str(tmp_path / "other"), "--source", "pixels", "--device", "cpu"]
+    for arguments, sentence in (
+        (other, "mark what to follow: give either --mask FIRST.png or --points"),
+        ([*other, "--mask", str(tmp_path / "small.png")], "the mask is 61×97, but the first frame is 62×97"),
+        ([*other, "--points", "30,20", "30,x"], "the point '30,x' is not x,y,label, such as 120,80,1"),
+        ([*other, "--points", "30,20,0"], "the point '30,20,0' is not x,y,label"),
+        ([*other, "--points", "20,70,1"], "lies outside of the frame, which is 97 wide and 62 high"),
+        ([*other, "--points", "20,30,1", "--size", "16x16"], "covers the centre of none of the 1×1 patches"),
+        ([*other, "--points", "20,30,1", "--source", "copy"], "copy is a control of `siammae eval`"),
+        (["track", str(tmp_path / "one.mp4"), "--points", "9,9,1"], "has 1 frame; following needs at least 2"),
+        (["track", str(tmp_path / "no.mp4"), "--points", "9,9,1"], "no.mp4: cannot be read"),
+        (["track", str(clip), "--points", "9,9", "--out", str(tmp_path / "taken"), *other[4:]], "is not overwritten"),
+    ):
+        assert main(arguments) == 2, arguments
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert sentence in said, said
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["letter.txt"]
+
+
+def test_tracking_holds_a_batch_of_frames_at_most():
+    class Frame(np.ndarray):
+        """An array that can be counted."""
+
+    known: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def frames():
+        for k in range(40):
+            frame = np.random.default_rng(k).integers(0, 255, (32, 48, 3)).astype(np.uint8).view(Frame)
+            known.append(weakref.ref(frame))
+            alive.append(sum(reference() is not None for reference in known))
+            yield frame
+
+    first = points_to_mask(["22,18,1"], (32, 48))
+    source = Source("pixels", lambda images: pixel_features(images, 4), 4)
+    rules = protocol("dino", size="32x48", context=3)
+    assert sum(1 for _ in track(frames(), first, source, rules, batch=2)) == 40
+    assert 3 <= max(alive) <= 7, alive  # two batches, and what the loops have in hand
+
+
+def test_points_are_disks_of_a_twentieth_of_the_short_side():
+    mask = points_to_mask(["100,50,3", "110,50,7"], (200, 300))
+    assert mask[50, 100 - 10] == 3 and mask[50, 100 - 11] == 0 and mask[60, 100] == 3 and mask[61, 100] == 0
+    assert mask[50, 105] == 7  # the later one lies on top
+    assert points_to_mask(["3,2"], (5, 9)).sum() == 1
+    with pytest.raises(InputError, match="outside"):
+        points_to_mask(["300,50,1"], (200, 300))
+
+
+def test_an_object_below_a_patch_is_refused_rather_than_lost():
+    mask = np.zeros((32, 48), np.uint8)
+    mask[8:24, 8:24], mask[30, 40] = 1, 2
+    frames = [np.zeros((32, 48, 3), np.uint8)] * 3
+    source = Source("pixels", lambda images: pixel_features(images, 16), 16)
+    with pytest.raises(InputError, match="the object 2 of the first mask covers the centre of none of the 2×3 patches"):
+        next(track(frames, mask, source, protocol("dino", size="32x48")))

@@ -1,0 +1,154 @@
+"""Several processes train what one would: the same losses and gradients, checkpoints that move between them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ml.checkpoints import load_run
+from ml.logs import read_steps
+from tests.processes import Trainer
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = ("--preset", "smoke", "--image-size", "32", "--num-epochs-per-save", "9", "--warmup-epochs", "0")
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    trainer = Trainer()
+    yield trainer
+    trainer.close()
+
+
+def command(clips, root, *more):
+    return ["train", "--data", clips, "--root", root, "--device", "cpu", *SETTINGS, *more]
+
+
+def numbers(root, *names):
+    (log,) = (root / "losses").glob("*.jsonl")
+    return [[step[name] for step in read_steps(log) if "loss" in step] for name in names]
+
+
+def state(root):
+    (path,) = (root / "checkpoints").glob("*/last.pt")
+    return load_run(path)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_do_what_one_does_with_twice_the_batch(strategy, trainer, clips, tmp_path):
+    """Twelve steps of 8 pairs; then the gradients of one step of all 48, from AdamW's first average of them."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert trainer.run(command(clips, one), root=one)[0] == [0]
+    codes, said = trainer.run(*[command(clips, two, "--strategy", strategy)] * 2, root=two)
+    assert codes == [0, 0], said
+    (losses, norms), (their_losses, their_norms) = (numbers(root, "loss", "grad_norm") for root in (one, two))
+    assert len(losses) == 12 and losses[:10] == pytest.approx(their_losses[:10], rel=1e-4)
+    assert norms[0] == pytest.approx(their_norms[0], rel=1e-5)
+    gradients = []
+    step = ("--batch-size", "48", "--epochs", "1", "--prefix", "g")
+    for commands, root in (
+        ([command(clips, one / "g", *step)], one / "g"),
+        ([command(clips, two / "g", *step, "--strategy", strategy)] * 2, two / "g"),
+    ):
+        codes, said = trainer.run(*commands, root=root)
+        assert set(codes) == {0}, said
+        saved = state(root)["optimizer"]
+        gradients.append(torch.cat([saved[name]["exp_avg"].flatten() for name in sorted(saved)]))
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm() and gradients[0].norm() > 0
+
+
+def test_checkpoints_move_between_numbers_of_processes(trainer, clips, tmp_path):
+    """One process, then two (all divided), then two (gradients shared), then one: the losses of one alone."""
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
+    assert trainer.run(command(clips, alone), root=alone)[0] == [0]
+    stop = dict(root=moved, signal=int(signal.SIGTERM))
+    codes, said = trainer.run(command(clips, moved), **stop, after=2)
+    assert codes == [143], said
+    for strategy, after in (("fsdp", 5), ("ddp", 8)):
+        codes, said = trainer.run(*[command(clips, moved, "--strategy", strategy)] * 2, **stop, after=after)
+        assert codes == [143, 143] and "going on with" in said, said
+    codes, said = trainer.run(command(clips, moved), root=moved)
+    assert codes == [0], said
+    (steps, losses), (_, expected) = numbers(moved, "step", "loss"), numbers(alone, "step", "loss")
+    assert steps == list(range(1, 13)) and losses == pytest.approx(expected, rel=1e-3)
+
+
+def test_features_come_from_a_model_in_training(tmp_path):
+    """`encode` under DDP and FSDP2, between two steps, in every process."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, torch\n"
+        "from mae.models_mae import MAEEncoder\n"
+        "from ml.ranks import join_ranks, leave_ranks, wrap\n"
+        "from ml.SiamMAE import SiamMAE\n"
+        "ranks, device = join_ranks('cpu')\n"
+        "torch.manual_seed(0)\n"
+        "model = SiamMAE(MAEEncoder(32, 8, 32, 2, 2), decoder_size=(32, 1, 2))\n"
+        "images = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)\n"
+        "expected = model.encode(images)\n"
+        "module = wrap(model, sys.argv[1], ranks, device)\n"
+        "module(images[:, None].expand(-1, 2, -1, -1, -1))[0].backward()\n"
+        "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)\n"
+        "torch.testing.assert_close(model.encode(images), expected)\n"
+        "ranks.wait(); leave_ranks()\n"
+        "print('encoded')\n"
+    )
+    for strategy in ("ddp", "fsdp"):
+        process = torchrun(program, strategy)
+        said, complained = process.communicate(timeout=120)
+        assert process.returncode == 0 and said.count("encoded") == 2, complained[-2000:]
+
+
+def torchrun(*words, options=()):
+    """Start a program, or `-m` a module, in two processes of torchrun's own."""
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+            "--rdzv-endpoint", "127.0.0.1:0", *options, *map(str, words),
+        ],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_for_steps(root, count, process):
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if sum(log.read_bytes().count(b"\n") for log in (root / "losses").glob("*.jsonl")) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {count} steps: {process.communicate(timeout=10)}")
+
+
+def test_a_signal_to_torchrun_itself_saves_and_goes_on(clips, tmp_path):
+    """As Slurm sends it, SIGUSR1 to the launcher: it passes it on, both processes save, and the same line goes on."""
+    words = ["-m", "cli.main", *command(clips, tmp_path, "--epochs", "4")]
+    options = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "--shutdown-timeout", "60"]
+    process = torchrun(*words, options=options)
+    wait_for_steps(tmp_path, 3, process)
+    process.send_signal(signal.SIGUSR1)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode != 0 and "SIGUSR1: stopping after this step" in said
+    stopped = state(tmp_path)["step"]
+    assert 3 <= stopped < 24
+    process = torchrun(*words, options=options)
+    said, complained = process.communicate(timeout=120)
+    assert process.returncode == 0 and f"after step {stopped}" in said, complained[-2000:]
+    assert numbers(tmp_path, "step") == [list(range(1, 25))]
+
+
+def test_a_process_that_dies_ends_the_others_within_a_minute(clips, tmp_path):
+    """Killed from outside; torchrun says which one, and the one that is left does not wait for ever."""
+    process = torchrun("-m", "cli.main", *command(clips, tmp_path, "--epochs", "200"))
+    wait_for_steps(tmp_path, 3, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    start = time.monotonic()
+    os.kill(int(children[1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode != 0 and time.monotonic() - start < 60
+    assert "Signal 9 (SIGKILL)" in said

@@ -1,0 +1,203 @@
+"""A run that is stopped at any moment goes on as if it had not been: bit for bit, in weights and in logs."""
+
+import json
+import random
+import signal
+import zipfile
+
+import pytest
+import torch
+
+from ml.checkpoints import load_run
+from ml.logs import read_steps
+from tests.processes import Trainer
+
+TIMING = ("pairs_per_second", "waiting", "memory_mib")
+SETTINGS = (
+    "--preset", "smoke", "--visits", "1", "--image-size", "32", "--epochs", "3", "--num-epochs-per-save", "3", "--ema",
+    "0.9", "--clip-grad", "1.0",
+)  # fmt: skip
+STEPS = 9  # 6 clips × 4 pairs in batches of 8, 3 epochs
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    trainer = Trainer()
+    yield trainer
+    trainer.close()
+
+
+def command(clips, root, *more):
+    return ["train", "--data", clips, "--root", root, "--device", "cpu", *SETTINGS, *more]
+
+
+def outcome(root):
+    """All that must not differ: weights, optimiser, averages, and the logs without their times."""
+    (folder,) = (path for path in (root / "checkpoints").iterdir() if path.is_dir())
+    state = load_run(folder / "last.pt")
+    steps = read_steps(root / "losses" / f"{folder.name}.jsonl")
+    logs = [{key: value for key, value in step.items() if key not in TIMING} for step in steps]
+    text = (root / "losses" / f"{folder.name}.txt").read_text()
+    return {key: state[key] for key in ("model", "optimizer", "averaged", "step", "losses")}, logs, text
+
+
+def assert_same(one, other):
+    """Every tensor bit for bit, every logged number to the last digit, no line twice."""
+    (state, logs, text), (other_state, other_logs, other_text) = one, other
+    flat = [_flat(state), _flat(other_state)]
+    assert flat[0].keys() == flat[1].keys()
+    differing = [name for name, value in flat[0].items() if not torch.equal(value, flat[1][name])]
+    assert differing == []
+    assert logs == other_logs and text == other_text
+    assert len({(step["step"], "epoch_loss" in step) for step in logs}) == len(logs)
+
+
+def _flat(tree, name=""):
+    if isinstance(tree, torch.Tensor):
+        return {name: tree}
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in _flat(value, f"{name}/{key}").items()}
+    return {name: torch.tensor(tree, dtype=torch.float64)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trainer, clips, tmp_path_factory):
+    root = tmp_path_factory.mktemp("undisturbed")
+    codes, said = trainer.run(command(clips, root), root=root)
+    assert codes == [0], said
+    return outcome(root)
+
+
+@pytest.fixture(scope="module")
+def two_undisturbed(trainer, clips, tmp_path_factory):
+    root = tmp_path_factory.mktemp("two")
+    codes, said = trainer.run(command(clips, root), command(clips, root), root=root)
+    assert codes == [0, 0], said
+    return outcome(root)
+
+
+def test_an_undisturbed_run_is_whole(undisturbed):
+    state, logs, _ = undisturbed
+    assert state["step"] == STEPS and [step["step"] for step in logs if "loss" in step] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(
+    ("number", "after", "code", "more"),
+    [
+        (signal.SIGTERM, 2, 143, ()),
+        (signal.SIGINT, 4, 130, ("--workers", "1")),  # with other processes in the second half
+        (signal.SIGUSR1, 7, 138, ()),
+    ],
+)
+def test_a_signal_stops_it_and_the_same_command_goes_on(
+    number, after, code, more, trainer, clips, tmp_path, undisturbed
+):
+    codes, said = trainer.run(command(clips, tmp_path), root=tmp_path, signal=int(number), after=after)
+    assert codes == [code] and f"{number.name}: stopping after this step" in said
+    (log,) = (tmp_path / "losses").glob("*.jsonl")
+    stopped = read_steps(log)[-1]["step"]
+    assert 0 < stopped < STEPS
+    assert f"after step {stopped}; go on with the same command" in said
+    codes, said = trainer.run(command(clips, tmp_path, *more), root=tmp_path)
+    assert codes == [0] and f"after step {stopped}" in said
+    assert_same(outcome(tmp_path), undisturbed)
+
+
+def kill_until_done(trainer, clips, root, kills, draw, processes=1, more=("--save-minutes", "0.0005")):
+    """Kill at random moments, start again with the same command, to the end; how many kills met a running process."""
+    met = 0
+    for _ in range(kills):
+        commands = [command(clips, root, *more)] * processes
+        codes, said = trainer.run(
+            *commands, root=root, signal=9, after=draw.randint(0, STEPS), delay=draw.random() * 0.3,
+            to=draw.choice([[0], [processes - 1], list(range(processes))]),
+        )  # fmt: skip
+        met += -9 in codes
+        if codes == [0] * processes:
+            break
+        assert all(code in (0, 2, -9) for code in codes), said
+    codes, said = trainer.run(*[command(clips, root, *more)] * processes, root=root)
+    assert codes == [0] * processes, said
+    return met
+
+
+def test_killed_three_times_it_ends_the_same(trainer, clips, tmp_path, undisturbed):
+    """kill -9 at any moment; the state is saved every 30 ms here."""
+    codes, _ = trainer.run(
+        command(clips, tmp_path, "--save-minutes", "0.0005"), root=tmp_path, signal=9, after=3, delay=0.05
+    )
+    assert codes == [-9]
+    kill_until_done(trainer, clips, tmp_path, 2, random.Random(0))
+    assert_same(outcome(tmp_path), undisturbed)
+
+
+def test_two_processes_stop_and_go_on_together(trainer, clips, tmp_path, two_undisturbed):
+    """A signal to one of them stops both; killed, both end; and the same command goes on."""
+    both = [command(clips, tmp_path)] * 2
+    codes, said = trainer.run(*both, root=tmp_path, signal=int(signal.SIGTERM), after=4, to=[1])
+    assert codes == [143, 143], said
+    codes, said = trainer.run(*both, root=tmp_path, signal=9, after=7, to=[0])
+    assert codes == [-9, 2] and "another process of the run has ended" in said
+    codes, said = trainer.run(*both, root=tmp_path)
+    assert codes == [0, 0], said
+    assert_same(outcome(tmp_path), two_undisturbed)
+
+
+def test_a_damaged_state_is_noticed_and_the_one_before_is_used(trainer, clips, tmp_path, undisturbed):
+    codes, _ = trainer.run(
+        command(clips, tmp_path, "--save-minutes", "0"), root=tmp_path, signal=int(signal.SIGTERM), after=5
+    )
+    assert codes == [143]
+    (last,) = (tmp_path / "checkpoints").glob("*/last.pt")
+    steps = load_run(last)["step"]
+    with zipfile.ZipFile(last) as archive:
+        tensor = max(archive.infolist(), key=lambda record: record.file_size)
+    content = bytearray(last.read_bytes())
+    content[tensor.header_offset + tensor.file_size // 2] ^= 1  # one bit
+    last.write_bytes(content)
+    codes, said = trainer.run(command(clips, tmp_path), root=tmp_path)
+    assert codes == [0] and "last.pt is damaged: the checksum of" in said
+    assert f"previous.pt instead, after {steps - 1} steps" in said
+    assert_same(outcome(tmp_path), undisturbed)
+
+
+def test_another_configuration_begins_another_run_or_is_refused(trainer, clips, tmp_path):
+    trainer.run(command(clips, tmp_path), root=tmp_path, signal=int(signal.SIGTERM), after=2)
+    (run,) = (path.name for path in (tmp_path / "checkpoints").iterdir())
+    changed = command(clips, tmp_path, "--base-lr", "0.1")
+    codes, said = trainer.run([*changed, "--resume", run], root=tmp_path)
+    assert codes == [2] and "base_lr was 0.032 and is now 0.1" in said
+    codes, said = trainer.run([*changed, "--resume", run, "--allow-changes"], root=tmp_path)
+    assert codes == [0] and "although the configuration differs" in said
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    codes, said = trainer.run(command(clips, tmp_path), root=tmp_path)  # the first is finished: a new one
+    assert codes == [0] and len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_one_run_is_not_trained_twice_at_once(clips, tmp_path, trainer):
+    trainer.run(command(clips, tmp_path), root=tmp_path, signal=int(signal.SIGTERM), after=2)
+    from mae.files import InputError
+    from ml.checkpoints import only_here
+
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    before = (tmp_path / "losses" / f"{folder.name}.jsonl").read_text()
+    with only_here(folder):
+        codes, said = trainer.run(command(clips, tmp_path), root=tmp_path)
+        assert codes == [2] and "is being trained by another process right now" in said
+        assert (tmp_path / "losses" / f"{folder.name}.jsonl").read_text() == before
+        with pytest.raises(InputError), only_here(folder):
+            pass
+
+
+@pytest.mark.slow
+def test_thirty_kills(trainer, clips, tmp_path, undisturbed, two_undisturbed):
+    """Thirty random kill points in runs of one process, thirty in runs of two."""
+    draw = random.Random(1)
+    for processes, expected in ((1, undisturbed), (2, two_undisturbed)):
+        kills = attempt = 0
+        while kills < 30:
+            root = tmp_path / f"{processes}_{attempt}"
+            kills += kill_until_done(trainer, clips, root, 6, draw, processes)
+            assert_same(outcome(root), expected)
+            attempt += 1
+        print(json.dumps({"processes": processes, "kills": kills, "runs": attempt}))
