@@ -1,7 +1,7 @@
 """Evaluation as the public scripts do it, told plainly: what `evaluation/` is measured against, in results and in time.
 
-Dense affinities, a mask built by loops, whole pictures, every object by itself. Not for use.
-Legend: F context frames, h w patch grid, N = h·w, D width, M labels, T frames.
+Attention written out, dense affinities, a mask built by loops, whole pictures, every object by itself. Not for use.
+Legend: F context frames, h w patch grid, N = h·w, D width, M labels, T frames, B batch, H W pixels.
 """
 
 import math
@@ -40,16 +40,66 @@ def dino_step(target, sources, labels, mask, top_k=5, temperature=0.1):
     return (torch.stack(labels).flatten(0, 2).T @ affinity).T.reshape(h, w, -1)
 
 
-def dino_video(features, first, context=7, top_k=5, radius=12, temperature=0.1):
-    """Features [T, h, w, D] and the first frame's labels [h, w, M] → the labels of the others, [T − 1, h, w, M]."""
-    mask = neighbourhood(*first.shape[:2], radius)
-    queue, results = [], []
-    for frame in features[1:]:
-        used = [(features[0], first), *queue]
+def dino_video(features, first, mask, context=7, top_k=5, temperature=0.1):
+    """Features [h, w, D] of frames in order, the first one's labels [h, w, M], mask [N, N] → labels of the others."""
+    features = iter(features)
+    start = (next(features), first)
+    queue: list = []
+    for frame in features:
+        used = [start, *queue]
         result = dino_step(frame, [f for f, _ in used], [s for _, s in used], mask, top_k, temperature)
         queue = [*queue, (frame, result)][-context:]
-        results.append(result)
-    return torch.stack(results)
+        yield result
+
+
+def explicit_encode(model, images):
+    """What `model.encode` computes of images [B, 3, H, W], uint8 → [B, h, w, D], with the softmax written out."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x = model.tokens((images / 255 - mean) / std)
+    B, tokens, D = x.shape
+    for block in model.blocks:
+        heads = block.attn.num_heads
+        q, k, v = block.attn.qkv(block.norm1(x)).reshape(B, tokens, 3, heads, D // heads).permute(2, 0, 3, 1, 4)
+        attention = (q @ k.transpose(-2, -1) * (D // heads) ** -0.5).softmax(dim=-1)  # [B, heads, tokens, tokens]
+        x = x + block.attn.proj((attention @ v).transpose(1, 2).reshape(B, tokens, D))
+        x = x + block.mlp(block.norm2(x))
+    h, w = (side // model.patch_size for side in images.shape[-2:])
+    return model.norm(x)[:, 1:].reshape(B, h, w, D)
+
+
+def stretch(maps):
+    """Each map of [M, H, W] to [0, 1], one by one."""
+    for index in range(len(maps)):
+        if maps[index].max() > 0:
+            maps[index] -= maps[index].min()
+            maps[index] /= maps[index].max()
+    return maps
+
+
+def follow_files(pictures, first_mask, encode, size, out, patch_size=16, radius=12):
+    """Follow the object of the first mask (anything but 0) through files of pictures; write masks of 0 and 1 to `out`.
+
+    size: what pictures are resized to (height, width); the protocol is DINO's.
+    """
+    h, w = size[0] // patch_size, size[1] // patch_size
+    whole = (np.asarray(Image.open(first_mask)) > 0).astype(np.uint8)
+    small = torch.from_numpy(np.array(Image.fromarray(whole).resize((w, h), Image.Resampling.NEAREST)))
+    first = F.one_hot(small.long(), 2).float()
+
+    def features():
+        for path in pictures:
+            picture = cv2.resize(np.asarray(Image.open(path).convert("RGB")), (size[1], size[0]))
+            with torch.no_grad():
+                yield encode(torch.from_numpy(picture).permute(2, 0, 1)[None])[0]
+
+    Path(out).mkdir(parents=True)
+    Image.fromarray(whole).save(Path(out) / f"{Path(pictures[0]).stem}.png")
+    results = dino_video(features(), first, neighbourhood(h, w, radius))
+    for path, labels in zip(pictures[1:], results, strict=True):
+        maps = F.interpolate(labels.permute(2, 0, 1)[None], scale_factor=patch_size, mode="bilinear")[0]
+        mask = Image.fromarray(stretch(maps).argmax(dim=0).numpy().astype(np.uint8))
+        mask = mask.resize((whole.shape[1], whole.shape[0]), Image.Resampling.NEAREST)
+        mask.save(Path(out) / f"{Path(path).stem}.png")
 
 
 def read_masks(folder):
@@ -92,9 +142,13 @@ def contour(truth, result):
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
 
 
-def score_folders(truths, results):
-    """J and F [M, T − 2] of a sequence from its two folders of PNGs, all frames in memory at once."""
-    truth, result = read_masks(truths), read_masks(results)
+def score_folders(truths, results, frames=None, binary=False):
+    """J and F [M, T − 2] of a sequence from its two folders of PNGs, all frames in memory at once.
+
+    frames: only the first so many. binary: anything but 0 is the one object.
+    """
+    truth, result = read_masks(truths)[:frames], read_masks(results)
+    truth = (truth > 0).astype(np.uint8) if binary else truth
     objects = int(truth[0].max())
     truth, result = separate(truth, objects)[:, 1:-1], separate(result, objects)[:, 1:-1]
     j = np.stack([region(*pair) for pair in zip(truth, result, strict=True)])

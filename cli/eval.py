@@ -38,8 +38,9 @@ class Arguments:
     out: Path
     """folder of the results: JSON, CSV, and pictures"""
     source: str = "micro/20043"
-    """a run, <run>/<epoch>, a checkpoint's file, untrained:CHECKPOINT, pixels, random, mae:PATH, timm:NAME,
-    timm:NAME@FILE, or a control: copy, oracle, oracle:SOURCE (oracle alone: the features of pixels)"""
+    """a run, <run>/<epoch>, a checkpoint's file, untrained:CHECKPOINT, pixels, random, mae:PATH,
+    mae_st:PATH, one_tubelet:MAE-ST, timm:NAME, timm:NAME@FILE, or a control: copy, oracle, oracle:SOURCE (oracle
+    alone: the features of pixels)"""
     protocol: Named = "paper"
     """where the defaults of the flags below come from"""
     year: Literal[2016, 2017] = 2017

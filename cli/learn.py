@@ -10,9 +10,9 @@ import torch
 from dataset_loader import find_videos, get_kinetics_dataset, hold_out, make_loader
 from mae.files import write_atomically
 from ml.checkpoints import load_model
-from ml.figures import reconstruction_figure, save_figure
+from ml.figures import animation, clip_figure, reconstruction_figure, save_figure, save_gif
 from ml.presets import preset
-from ml.reconstruction import compare_with_copying, reconstruct
+from ml.reconstruction import compare_clip_with_copying, compare_with_copying, reconstruct, reconstruct_sample
 from ml.SiamMAE import build_model
 from ml.utils import leave_cores, train
 
@@ -28,7 +28,9 @@ def main(
     preset_name: str = "micro",
     resume: str | None = None,
 ) -> None:
-    """Train a small preset, seeded, and report its error on held-out videos beside that of copying f1.
+    """Train a small preset, seeded, and report its error on held-out videos beside that of copying.
+
+    What is copied is f1 or, in clips, the nearest visible tubelet in time.
 
     Args:
         data: folder of videos
@@ -55,23 +57,29 @@ def main(
     leave_cores(config.workers)
     torch.manual_seed(config.seed)
     model = build_model(config.model, **config.model_arguments)
-    results: dict[str, Any] = {"untrained": compare_with_copying(model, batches)}
+    compare: Any = compare_clip_with_copying if config.of_clips else compare_with_copying
+    results: dict[str, Any] = {"untrained": compare(model, batches)}
     settings = {**config.train_arguments, "epochs": epochs, "num_epochs_per_save": math.ceil(epochs / 4)}
     settings["warmup_epochs"] = epochs / 20
     run = train(model, loader, prefix="learn_", root=out, resume=resume, **settings)
     for path in sorted((out / "checkpoints" / run).glob("[0-9]*.pt"), key=lambda p: int(p.stem)):
         model, checkpoint = load_model(path)
-        results[f"{checkpoint['step']:,} steps"] = compare_with_copying(model, batches)
+        results[f"{checkpoint['step']:,} steps"] = compare(model, batches)
     table = _table(results)
     print(table)
     chosen = [(batch, b) for batch in batches for b in range(len(batch["video"]))]
-    chosen = chosen[:: max(1, len(chosen) // 10)][:10]
-    rows = [
-        reconstruct(model, batch["video"][b], time=batch["time"][b], seed=int(batch["seed"][b]), statistics="past")
-        for batch, b in chosen
-    ]
+    count = 4 if config.of_clips else 10
+    chosen = chosen[:: max(1, len(chosen) // count)][:count]
     names = [Path(batch["path"][b]).stem for batch, b in chosen]
-    picture = save_figure(reconstruction_figure(rows, titles=names, heading=f"{run}: held out"), out / f"{run}.png")
+    samples = [{key: batch[key][b] for key in ("video", "time", "seed")} for batch, b in chosen]
+    if config.of_clips:
+        clips = [reconstruct_sample(sample, model) for sample in samples]
+        figure = clip_figure(clips, titles=names, heading=f"{run}: held out")
+        save_gif(animation(clips), out / f"{run}.gif")
+    else:
+        rows = [reconstruct(model, s["video"], time=s["time"], seed=int(s["seed"])) for s in samples]
+        figure = reconstruction_figure(rows, titles=names, heading=f"{run}: held out")
+    picture = save_figure(figure, out / f"{run}.png")
     report = {"run": run, "test": [Path(path).name for path in test_files], **results}
     write_atomically(out / f"{run}.json", lambda file: file.write(json.dumps(report, indent=1).encode()))
     write_atomically(out / f"{run}.md", lambda file: file.write(table.encode()))
@@ -80,13 +88,14 @@ def main(
 
 def _table(results: dict[str, Any]) -> str:
     """Errors on hidden patches, normalised pixels; the last column of each part is the model's share of the copy's."""
+    columns = [x for x in ROWS if x in results["untrained"]["all"]]  # a clip has no f1 that could be wrong
     lines = [
-        "| checkpoint | gaps | " + " | ".join(ROWS) + " | model / copy |",
-        "|---|---|" + "---|" * (len(ROWS) + 1),
+        "| checkpoint | which | " + " | ".join(columns) + " | model / copy |",
+        "|---|---|" + "---|" * (len(columns) + 1),
     ]
     for name, parts in results.items():
         for part, row in parts.items():
             if row:
-                cells = " | ".join(f"{row[x]:.3f}" for x in ROWS)
+                cells = " | ".join(f"{row[x]:.3f}" for x in columns)
                 lines.append(f"| {name} | {part} | {cells} | **{row['model'] / row['copy']:.3f}** |")
     return "\n".join(lines) + "\n"

@@ -11,6 +11,8 @@ from mae.files import InputError
 
 COMMANDS = {
     "train": "train a model on the videos of a folder",
+    "ablate": "train a grid of settings and seeds, and compare them in a table and a figure",
+    "submit": "hand a training run to Slurm through submitit, and back again after a time limit or preemption",
     "test": "the loss of a checkpoint on held-out videos",
     "eval": "DAVIS, VIP, JHMDB and others: how well features follow objects, parts and joints",
     "track": "follow your own objects through your own video",

@@ -8,8 +8,7 @@ import tyro
 from dataset_loader import get_kinetics_dataset, make_loader
 from ml.checkpoints import find_checkpoint, load_run
 from ml.logs import read_losses
-from ml.presets import RunConfig
-from ml.utils import plot_results_from_checkpoint
+from ml.utils import config_of, plot_results_from_checkpoint
 
 
 def main(
@@ -21,23 +20,23 @@ def main(
     pairs_per_video: int = 4,
     workers: int = 1,
 ) -> None:
-    """The loss of a checkpoint on fixed pairs of held-out videos, with fixed masks, and its reconstructions.
+    """The loss of a checkpoint on fixed pairs or clips of held-out videos, with fixed masks, and its reconstructions.
 
     Args:
         checkpoint: a run, <run>/<epoch>, or a file
         data: folder of held-out videos
-        samples: frame pairs for the figure, from `siammae samples`
+        samples: frame pairs for the figure, from `siammae samples`; a model of clips is drawn on held-out ones
         root: folder that holds checkpoints/, losses/ and test_losses/
         device: cuda, mps, cpu; default: the best there is
-        pairs_per_video: pairs from each video, always the same ones
+        pairs_per_video: pairs (or clips) from each video, always the same ones
         workers: processes that decode
     """
     saved = load_run(find_checkpoint(checkpoint, root))
-    config = RunConfig(**saved["run_config"]) if saved.get("run_config") else RunConfig()
-    config = config.replace(repeated_sampling=1, visits=pairs_per_video, seed=0)
+    config = config_of(saved).replace(repeated_sampling=1, visits=pairs_per_video, seed=0)
     dataset = get_kinetics_dataset(data, augment=False, **config.dataset_arguments)
-    loader = make_loader(dataset, config.batch_size, workers=workers, shuffle=False, drop_last=False)
+    at_once = config.pairs_per_device or config.batch_size
+    loader = make_loader(dataset, at_once, workers=workers, shuffle=False, drop_last=False)
     plot_results_from_checkpoint(checkpoint, loader, device, samples, root=root)
     log = root / "test_losses" / f"{saved['run']}.txt"
-    pairs = f"{len(dataset)} pairs of {len(dataset.paths)} videos"
+    pairs = f"{len(dataset)} {'clips' if config.of_clips else 'pairs'} of {len(dataset.paths)} videos"
     print(f"{saved['run']}, epoch {saved['epoch']}: loss {read_losses(log)[-1].mean:.4f} over {pairs}; see {log}")

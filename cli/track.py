@@ -47,7 +47,7 @@ def main(
         points: marks x,y,label in the first frame instead: disks of a twentieth of its short side
         out: folder for overlay.mp4 and masks/; default: <video's name>_tracked, here
         source: features: a run, <run>/<epoch>, a checkpoint's file, untrained:CHECKPOINT, pixels, random, mae:PATH,
-            timm:NAME or timm:NAME@FILE
+            mae_st:PATH, timm:NAME or timm:NAME@FILE
         batch: frames to encode at once
         root: folder that holds checkpoints/
         device: cuda, mps, cpu; default: the best there is

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
+from evaluation.datasets import davis
+from evaluation.protocols import protocol
+from evaluation.run import propagation_score
 from ml.memory import keep_freed_memory
 from ml.presets import PRESETS, RunConfig, preset
 from ml.ranks import Strategy, join_ranks, leave_ranks
@@ -26,6 +29,14 @@ class Arguments:
     """where the defaults below come from"""
     test_data: Path | None = None
     """folder of held-out videos: refused if it shares files with the training folder"""
+    score_data: Path | None = None
+    """folder of DAVIS: follow its objects with the model every --score-epochs epochs"""
+    score_year: Literal[2016, 2017] = 2017
+    """of DAVIS"""
+    score_sequences: tuple[str, ...] = ()
+    """only these sequences of it"""
+    score_size: str = "short240"
+    """what their first 25 frames are resized to; otherwise the protocol is dino"""
     weights: Path | None = None
     """public MAE weights to start from: the file, or the folder where it lies (see `siammae weights`)"""
     resume: str = "auto"
@@ -47,15 +58,20 @@ class Arguments:
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
 
-def arguments(argv: list[str]) -> Any:
-    """The function to call, with defaults from the preset that the arguments name."""
+def defaults(argv: list[str]) -> Arguments:
+    """What holds where the command line is silent: everything from the preset that it names."""
     name = Arguments.preset
     for k, word in enumerate(argv):
         if word == "--preset" and k + 1 < len(argv):
             name = argv[k + 1]
         elif word.startswith("--preset="):
             name = word.partition("=")[2]
-    default = Arguments(data=tyro.MISSING, preset=name, config=preset(name).config)
+    return Arguments(data=tyro.MISSING, preset=name, config=preset(name).config)
+
+
+def arguments(argv: list[str]) -> Any:
+    """The function to call, with defaults from the preset that the arguments name."""
+    default = defaults(argv)
 
     def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")] = default) -> None:
         run(arguments)
@@ -87,6 +103,14 @@ def run(arguments: Arguments) -> str:
         fixed = {**config.dataset_arguments, "repeated_sampling": 1, "visits": 4}
         held_out = get_kinetics_dataset(arguments.test_data, augment=False, **fixed)
         validation = make_loader(held_out, batch_size, workers=min(1, config.workers), shuffle=False, drop_last=False)
+    score = None
+    if arguments.score_data is not None:
+        videos = [
+            video
+            for video in davis(arguments.score_data, arguments.score_year)
+            if not arguments.score_sequences or video.name in arguments.score_sequences
+        ]
+        score = propagation_score(videos, protocol("dino", size=arguments.score_size), frames=25)
     if ranks.first:
         pairs, steps = len(dataset) * config.pairs_per_visit, len(loader) // accumulation
         print(
@@ -99,7 +123,7 @@ def run(arguments: Arguments) -> str:
     name = train(
         model, loader, prefix=arguments.prefix, device=device, resume=arguments.resume, root=arguments.root,
         tracker=arguments.tracker, allow_changes=arguments.allow_changes, strategy=arguments.strategy,
-        accumulation=accumulation, validation=validation, **config.train_arguments,
+        accumulation=accumulation, validation=validation, score=score, **config.train_arguments,
     )  # fmt: skip
     if ranks.first:
         root = arguments.root

@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from dataset_loader.dataset import PairDataset
 from dataset_loader.decoding import DecodeError
 from dataset_loader.frame_folders import FrameClip, find_numbers, read_regular
 from dataset_loader.images import decode_image
 from dataset_loader.sources import Clip, Names
+from dataset_loader.transforms import Augmentation
 from mae.files import InputError
 
 
@@ -74,6 +76,46 @@ class Ledger:
         return f"{len(self)} clips of the ledger {self.path}, at fps={self.fps:g} where no times.txt is beside them"
 
 
+class Segments:
+    """Draws clips of even segments, as `VideoFrameDataset` does, for a `PairDataset`: a `TemporalSampler`.
+
+    test_mode: the centres. repeated_sampling: R clips, each a fresh draw.
+    """
+
+    def __init__(
+        self, num_segments: int = 4, frames_per_segment: int = 4, *, test_mode: bool = False, repeated_sampling: int = 1
+    ) -> None:
+        if repeated_sampling < 1:
+            raise InputError(f"repeated_sampling is {repeated_sampling}; it must be at least 1")
+        if num_segments < 1 or frames_per_segment < 1:
+            raise InputError(
+                f"num_segments {num_segments} and frames_per_segment {frames_per_segment} must be at least 1"
+            )
+        self.num_segments = num_segments
+        self.frames_per_segment = frames_per_segment
+        self.frames = num_segments * frames_per_segment
+        self.test_mode = test_mode
+        self.repeated_sampling = repeated_sampling
+
+    def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Draw R clips: int64 [R, F], numbers into `times`. Raises InputError for a video shorter than a segment."""
+        if len(times) < self.frames_per_segment:
+            raise InputError(f"a video has {len(times)} frames, fewer than the {self.frames_per_segment} of a segment")
+        drawn = [self.starts(len(times), None if self.test_mode else generator) for _ in range(self.repeated_sampling)]
+        return (np.stack(drawn)[:, :, None] + np.arange(self.frames_per_segment)).reshape(len(drawn), self.frames)
+
+    def starts(self, length: int, generator: np.random.Generator | None) -> np.ndarray:
+        """Where the segments' frames begin in a clip of `length` frames: int64 [num_segments], from 0 on.
+
+        generator: what draws them; None takes the centres. A clip with fewer starts than segments repeats some.
+        """
+        possible = length - self.frames_per_segment + 1
+        if generator is None:
+            return ((np.arange(self.num_segments) + 0.5) * possible / self.num_segments).astype(np.int64)
+        edges = np.arange(self.num_segments + 1) * possible // self.num_segments
+        return generator.integers(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1))
+
+
 class VideoFrameDataset(Dataset):
     """Frames of even segments of each clip in a ledger, with its class: the interface that MAE3D's scripts expect.
 
@@ -81,6 +123,11 @@ class VideoFrameDataset(Dataset):
     which `frames_per_segment` consecutive frames follow. An item is (frames, class): a list of PIL images, or what
     `transform` makes of that list; the class a number, or a list where the ledger has several. Starts drawn for a plain
     index follow torch's generator; for an index (epoch, index), as `EpochSampler` gives it, (seed, epoch, index) alone.
+    A model of clips is trained on them by way of `clips`:
+
+        data = VideoFrameDataset(root, "ledger.csv", num_segments=4, frames_per_segment=4)
+        loader = make_loader(data.clips(image_size=224, repeated_sampling=4), batch_size=8, workers=4)
+        ml.utils.train(build_model("mae_st_base_patch16"), loader, epochs=400, base_lr=1e-3, warmup_epochs=40)
     """
 
     def __init__(
@@ -95,10 +142,7 @@ class VideoFrameDataset(Dataset):
         *,
         seed: int = 0,
     ) -> None:
-        if num_segments < 1 or frames_per_segment < 1:
-            raise InputError(
-                f"num_segments {num_segments} and frames_per_segment {frames_per_segment} must be at least 1"
-            )
+        self.segments = Segments(num_segments, frames_per_segment, test_mode=test_mode)
         self.ledger = Ledger(root_path, annotationfile_path, template=imagefile_template)
         lengths = self.ledger.last - self.ledger.first + 1
         short = np.flatnonzero(lengths < frames_per_segment)
@@ -117,15 +161,24 @@ class VideoFrameDataset(Dataset):
         return len(self.ledger)
 
     def starts(self, length: int, generator: np.random.Generator | None) -> np.ndarray:
-        """Where the segments' frames begin in a clip of `length` frames: int64 [num_segments], from 0 on.
+        """Where the segments' frames begin; see `Segments.starts`."""
+        return self.segments.starts(length, generator)
 
-        generator: what draws them; None takes the centres. A clip with fewer starts than segments repeats some.
+    def clips(
+        self, *, image_size: int = 224, augment: bool | Augmentation = True, repeated_sampling: int = 1, visits: int = 1
+    ) -> PairDataset:
+        """The same frames as samples for `make_loader`: `video` uint8 [R, F, 3, S, S], F all segments' frames in turn.
+
+        One crop and flip for all frames of a clip, unless `augment` is False; the classes are left out. Sample
+        (epoch, index) has the frames that the item of this index has; with repeated_sampling R, R - 1 more clips
+        follow, from the same opened folder.
         """
-        possible = length - self.frames_per_segment + 1
-        if generator is None:
-            return ((np.arange(self.num_segments) + 0.5) * possible / self.num_segments).astype(np.int64)
-        edges = np.arange(self.num_segments + 1) * possible // self.num_segments
-        return generator.integers(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1))
+        if self.transform is not None:
+            raise InputError("clips() crops and flips by itself; build this VideoFrameDataset without a transform")
+        temporal = Segments(
+            self.num_segments, self.frames_per_segment, test_mode=self.test_mode, repeated_sampling=repeated_sampling
+        )
+        return PairDataset(self.ledger, temporal, image_size=image_size, augment=augment, seed=self.seed, visits=visits)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Any, int | list[int]]:
         index = key[1] if isinstance(key, tuple) else key

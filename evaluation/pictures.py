@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.datasets import Frame, Joints, Mask, Video, read_frame
-from mae.files import write_atomically
+from mae.files import InputError, write_atomically
 
 WriteVideo = Callable[[Path, Iterable[Frame], float], object]  # a path, frames [H, W, 3], frames a second
 
@@ -113,6 +113,34 @@ def _pixel(place: NDArray[np.float64]) -> tuple[int, int]:
     return round(float(place[0])), round(float(place[1]))
 
 
+def affinity_figure(past: Frame, future: Frame, affinity: Any, patch: tuple[int, int]) -> Any:
+    """A matplotlib figure: the past frame with a chosen patch (row, column) in a box, and over the future frame the
+    cosines [h, w] of that patch with each of its patches, the largest in a box. The lower half of them stays dark.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    values = np.asarray(affinity, dtype=np.float64)
+    (height, width), (h, w) = past.shape[:2], values.shape
+    if not (0 <= patch[0] < h and 0 <= patch[1] < w):
+        raise InputError(f"the patch {patch} (row, column) lies outside of the {h}×{w} patches")
+    best = divmod(int(values.argmax()), w)
+    figure = Figure(figsize=(9, 9 / 2 * height / width + 0.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, frame, (row, column), colour, title in (
+        (axes[0], past, patch, "magenta", "the chosen patch"),
+        (axes[1], future, best, "cyan", "how much each patch of the later frame is like it"),
+    ):
+        axis.imshow(frame, extent=(0, w, h, 0), aspect=height / h * w / width)
+        axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=colour, linewidth=2))
+        axis.set_title(title, fontsize=9)
+        axis.set_axis_off()
+    colours: dict[str, Any] = dict(cmap="inferno", alpha=0.75, vmin=np.median(values))
+    heat = axes[1].imshow(values, extent=(0, w, h, 0), aspect=height / h * w / width, **colours)
+    figure.colorbar(heat, ax=axes[1], shrink=0.8, label="cosine")
+    return figure
+
+
 # ------------------------------------------------------------------------------------------------ a video
 
 
@@ -164,6 +192,18 @@ def side_by_side(
             for title, panel in zip(titles, panels[-len(titles) :], strict=True)
         ]
         yield even(np.concatenate(drawn, axis=1))
+
+
+def tracking_strip(tracked: Sequence[tuple[Frame, Mask]], numbers: Sequence[int] | None = None) -> Frame:
+    """A few of the frames that `track` yields, from the first to the last, in a row, with what was followed.
+
+    numbers: what the frames are called, unless they are counted from 0.
+    """
+    columns = []
+    for index in np.unique(np.linspace(0, len(tracked) - 1, COLUMNS).round().astype(int)):
+        title = "frame 0, as marked" if index == 0 else f"frame {numbers[index] if numbers else index}"
+        columns += [np.concatenate([_band(title, STRIP_WIDTH), _scaled(overlay(*tracked[index]), STRIP_WIDTH)])]
+    return np.concatenate(columns, axis=1)
 
 
 def even(frame: Frame) -> Frame:

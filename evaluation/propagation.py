@@ -19,16 +19,31 @@ from torch.nn import functional as F
 from evaluation.protocols import Protocol
 from mae.files import InputError
 
-# Memory for the similarities of a tile (on the CPU a tile is fastest while it stays in the cache), and what beginning
-# one costs, in targets (measured on one core; on a GPU many small launches are what is to be avoided).
+# Memory for the similarities of a tile (on the CPU a tile is fastest while it stays in the cache), and what a source
+# costs a tile whatever its targets, in targets: to enter a matrix product, and to be copied where a tile is narrower
+# than the grid (measured on one core; on a GPU many small launches are what is to be avoided).
 BUDGETS = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
-STARTS = {"cpu": 40, "cuda": 4096}
+STARTS = {"cpu": 22, "cuda": 4096}
+COPYING = 25
+
+
+class Block(NamedTuple):
+    """Candidates of a tile in F frames: similarities [F, T, S] and where they lie among all F·N patches, [F, S].
+
+    barrier: 0 or −∞ (too far away), [T, S], None if all are near; counts: how often each counts, [F, T, S] broadcast.
+    """
+
+    similarity: Tensor
+    sources: Tensor
+    barrier: Tensor | None
+    counts: Tensor | None
 
 
 class Context(NamedTuple):
     """The frames that labels come from: normalised features [F, h, w, D] and soft labels [F, h, w, M], frame 0 first.
 
     Frame 0 counts `near` times for targets within the radius and `far` times more for all; the others once, within it.
+    A step is fastest where h is the long side of the grid.
     """
 
     features: Tensor
@@ -52,17 +67,23 @@ def propagate(
     a control alone, hands out the true labels [h, w, M] of a frame, which then stand in the context for the predicted.
     """
     stream = iter(features)
-    frame = F.normalize(next(stream), dim=-1)
+    frame = next(stream)
     if frame.shape[:2] != first.shape[:2]:
         raise InputError(f"labels of {_grid(first)} patches do not fit to features of {_grid(frame)} patches")
+    turned = frame.shape[0] < frame.shape[1]  # rows then lie along the long side, where tiles of whole rows are slim
+
+    def turn(values: Tensor) -> Tensor:
+        return values.transpose(0, 1) if turned else values
+
+    shape, frame, first = frame.shape, F.normalize(turn(frame), dim=-1), turn(first)
     n = protocol.context
     kept_features = frame.new_empty(1 + n, *frame.shape)  # slot 0: the first frame; then a ring of the last n
     kept_labels = torch.empty(1 + n, *first.shape, device=frame.device)
     kept_features[0], kept_labels[0] = frame, first
     for t, frame in enumerate(stream):
-        if frame.shape != kept_features.shape[1:]:
-            raise InputError(f"frame {t + 1} has {_grid(frame)} patches, the first one {_grid(kept_features[0])}")
-        frame = F.normalize(frame, dim=-1)
+        if frame.shape != shape:
+            raise InputError(f"frame {t + 1} has {_grid(frame)} patches, the first one {shape[0]}×{shape[1]}")
+        frame = F.normalize(turn(frame), dim=-1)
         used = min(t, n)
         copies = n - used if protocol.filled else 0
         near, far = (copies, 1) if protocol.first_unlimited else (copies + 1, 0)
@@ -70,8 +91,8 @@ def propagate(
         labels = propagate_step(frame, context, protocol, budget=budget)
         if n:
             true = oracle(t + 1) if oracle else None
-            kept_features[1 + t % n], kept_labels[1 + t % n] = frame, labels if true is None else true
-        yield labels
+            kept_features[1 + t % n], kept_labels[1 + t % n] = frame, labels if true is None else turn(true)
+        yield turn(labels).contiguous()
 
 
 @torch.no_grad()
@@ -84,14 +105,13 @@ def propagate_step(target: Tensor, context: Context, protocol: Protocol, *, budg
     result = target.new_empty(h, w, labels.shape[1], dtype=torch.float32)
     for tile in tiles(h, w, frames, protocol, budget, whole_first=context.far > 0, start=start):
         part = target[tile]
-        similarity, sources, counts = _candidates(part.flatten(0, 1), tile, context, protocol)
-        mixed = _mix(similarity, sources, counts, labels, protocol)
-        result[tile] = mixed.unflatten(0, part.shape[:2])
+        blocks = _candidates(part.flatten(0, 1), tile, context, protocol)
+        result[tile] = _mix(blocks, labels, protocol).unflatten(0, part.shape[:2])
     return result
 
 
 def tiles(
-    h: int, w: int, frames: int, protocol: Protocol, budget: int, *, whole_first: bool, start: int = 40
+    h: int, w: int, frames: int, protocol: Protocol, budget: int, *, whole_first: bool, start: int = STARTS["cpu"]
 ) -> Iterator[tuple[slice, slice]]:
     """Rectangles of targets that cover the grid, small enough for their similarities to fit into the budget (bytes)."""
     height, width = _tile_size(h, w, frames, _reach(protocol), budget, whole_first, start)
@@ -105,7 +125,7 @@ def _tile_size(h: int, w: int, frames: int, reach: int, budget: int, whole_first
     """The tile (height, width) within the budget that costs least.
 
     Large tiles look at pairs that the radius forbids, small ones keep a matrix product from its speed: a tile of T
-    targets and C candidates costs C · (T + start).
+    targets and C candidates costs C · (T + start), and more where the candidates do not lie together in memory.
     """
 
     def spans(n: int, side: int) -> tuple[int, int, int]:
@@ -124,67 +144,100 @@ def _tile_size(h: int, w: int, frames: int, reach: int, budget: int, whole_first
             if height * width * (firsts + (near + 1) * S) * 4 > budget:
                 continue
             count = ceil(h / height) * ceil(w / width)
-            cost = near * (row_pairs * column_pairs + start * row_sources * column_sources)
+            begin = start + (COPYING if width < w else 0)
+            cost = near * (row_pairs * column_pairs + begin * row_sources * column_sources)
             cost += firsts * (h * w + start * count)
             if cost < least:
                 best, least = (height, width), cost
     return best
 
 
-def _candidates(
-    queries: Tensor, tile: tuple[slice, slice], context: Context, protocol: Protocol
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What a tile may take its labels from: similarities [T, C] (−∞: too far), where each candidate lies among all
-    F·N patches [C], and how often those of frame 0 count [T, C₀], None where each counts once.
+def _candidates(queries: Tensor, tile: tuple[slice, slice], context: Context, protocol: Protocol) -> list[Block]:
+    """What a tile may take its labels from: frame 0 as a whole if it is exempt from the radius, and all others' near
+    patches.
     """
     frames, h, w, _ = context.features.shape
     reach, device = _reach(protocol), queries.device
     rows, columns = (slice(max(0, t.start - reach), min(n, t.stop + reach)) for t, n in zip(tile, (h, w), strict=True))
-    near = rows, columns
-    place = torch.arange(h * w, device=device).unflatten(0, (h, w))
-    window = place[near].flatten()  # [S]
-    allowed = _inside(tile, near, protocol, device)  # [T, S]
-    first, inside = window, allowed  # [C₀], [T, C₀]
+    place = torch.arange(frames * h * w, device=device).view(frames, h, w)
+    blocks, begin = [], 0
     if context.far:
-        first, inside = place.flatten(), _inside(tile, (slice(0, h), slice(0, w)), protocol, device)
+        counts = None
+        if context.near:
+            inside = _inside(tile, (slice(0, h), slice(0, w)), protocol, device)
+            counts = (context.far + context.near * inside.float())[None]
+        similarity = _similarities(queries, context.features[:1])
+        blocks, begin = [Block(similarity, place[:1].flatten(1), None, counts)], 1
+    if begin < frames:
+        allowed = _inside(tile, (rows, columns), protocol, device)
+        barrier = None if allowed.all() else torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, -inf)
+        counts = None
+        if not begin and context.near > 1:
+            counts = torch.ones(frames, 1, 1, device=device)
+            counts[0] = context.near
+        similarity = _similarities(queries, context.features[begin:, rows, columns])
+        blocks.append(Block(similarity, place[begin:, rows, columns].flatten(1), barrier, counts))
+    return blocks
 
-    similarity = queries.new_empty(len(queries), len(first) + (frames - 1) * len(window), dtype=torch.float32)
-    nearby, firsts = similarity[:, len(first) :], similarity[:, : len(first)]
-    _similarities(queries, context.features[0].flatten(0, 1)[first], firsts)
-    for index in range(1, frames):
-        keys = context.features[index][near].flatten(0, 1)  # [S, D]
-        _similarities(queries, keys, nearby[:, (index - 1) * len(window) : index * len(window)])
-    if not allowed.all():
-        barrier = torch.zeros_like(allowed, dtype=torch.float32).masked_fill_(~allowed, -inf)
-        (nearby if context.far else similarity).unflatten(1, (-1, len(window))).add_(barrier[:, None])
-    offsets = torch.arange(1, frames, device=device)[:, None] * (h * w)
-    sources = torch.cat([first, (offsets + window).flatten()])
-    counts = context.far + context.near * inside.float() if context.near and context.far + context.near > 1 else None
-    return similarity, sources, counts
 
+def _best(block: Block, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best candidates of each target in a block: similarities, sources and how often they count, [T, k] each.
 
-def _mix(similarity: Tensor, sources: Tensor, counts: Tensor | None, labels: Tensor, protocol: Protocol) -> Tensor:
-    """Similarities [T, C] → the mean of the best candidates' labels [T, M], weighted as the protocol says."""
-    C, k = similarity.shape[1], protocol.top_k
-    values, places = top(similarity, min(k + (protocol.weights == "cut"), C))  # one more shows a tie for the last place
+    What lies at one place in all frames is a group: the k best lie in the k groups with the largest maxima. The barrier
+    is the same for a whole group, so that it is added to maxima alone.
+    """
+    similarity, sources, barrier, counts = block
+    frames, T, S = similarity.shape
+    peaks = similarity.amax(0) if frames > 1 else similarity[0]
+    if barrier is not None:
+        peaks = peaks + barrier
+    values, places = top(peaks, min(k, S))
+    members = places.expand(frames, -1, -1)  # [F, T, k]
+    frame = torch.zeros_like(places)
+    if frames > 1:
+        values = similarity.gather(2, members)
+        if barrier is not None:
+            values += barrier.gather(1, places)
+        values, order = values.transpose(0, 1).flatten(1).topk(min(k, frames * places.shape[1]))
+        frame, places = order // places.shape[1], places.gather(1, order % places.shape[1])
     often = torch.ones_like(values)
     if counts is not None:
-        often = torch.where(places < counts.shape[1], counts.gather(1, places.clamp(max=counts.shape[1] - 1)), often)
+        often = counts.expand_as(similarity)[frame, torch.arange(T, device=frame.device)[:, None], places]
+    return values, sources[frame, places], often
+
+
+def _mix(blocks: list[Block], labels: Tensor, protocol: Protocol) -> Tensor:
+    """The candidates of a tile → the mean of the best ones' labels [T, M], weighted as the protocol says."""
+    k, C = protocol.top_k, sum(block.sources.numel() for block in blocks)
+    looked_at = k + (protocol.weights == "cut")  # one more shows a tie for the last place
+    found = [_best(block, looked_at) for block in blocks]
+    values, sources, often = (
+        torch.cat(column, 1) if len(found) > 1 else column[0] for column in zip(*found, strict=True)
+    )
+    if len(found) > 1:
+        values, order = values.topk(min(looked_at, C))
+        sources, often = sources.gather(1, order), often.gather(1, order)
     before = often.cumsum(1) - often  # how much of the k is taken by better ones
     best = values[:, :1]
     if protocol.weights == "softmax":
         taken = torch.minimum(often, (k - before).clamp(min=0))
-        return _weighted(((values - best) / protocol.temperature).exp() * taken, labels, sources[places])
+        return _weighted(((values - best) / protocol.temperature).exp() * taken, labels, sources)
     last = values.masked_fill(before >= k, inf).amin(1, keepdim=True)  # the k-th value [T, 1]
     kept = ((values - best) / protocol.temperature).exp() * often * (values >= last)
-    mixed = _weighted(kept, labels, sources[places])
+    mixed = _weighted(kept, labels, sources)
     tied = ((values[:, -1:] == last) & (last > -inf)).squeeze(1) if C > k else torch.zeros(0, dtype=torch.bool)
     if tied.any():  # more may reach the k-th value than were looked at: these targets look at all
-        rows = similarity[tied]
-        weights = ((rows - best[tied]) / protocol.temperature).exp() * (rows >= last[tied])
-        if counts is not None:
-            weights[:, : counts.shape[1]] *= counts[tied]
-        mixed[tied] = (weights @ labels[sources]) / weights.sum(1, keepdim=True)
+        total = mixed.new_zeros(1)
+        mixed[tied] = 0
+        for similarity, places, barrier, counts in blocks:
+            rows = similarity[:, tied] if barrier is None else similarity[:, tied] + barrier[tied]  # [F, tied, S]
+            weights = ((rows - best[tied]) / protocol.temperature).exp() * (rows >= last[tied])
+            if counts is not None:
+                weights *= counts.expand_as(similarity)[:, tied]
+            weights = weights.transpose(0, 1).flatten(1)
+            mixed[tied] += weights @ labels[places.flatten()]
+            total = total + weights.sum(1, keepdim=True)
+        mixed[tied] /= total
     return mixed
 
 
@@ -207,14 +260,24 @@ def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, places.gather(1, order)
 
 
-def _similarities(queries: Tensor, keys: Tensor, out: Tensor) -> None:
-    """Cosines of normalised features [T, D] and [S, D] into `out` [T, S], in float32 whatever the features are."""
-    if queries.dtype == torch.float32:
-        torch.mm(queries, keys.T, out=out)
-    elif queries.is_cuda:
-        out.copy_(torch.mm(queries, keys.T, out_dtype=torch.float32))  # products in half, sums and result in full
-    else:
-        torch.mm(queries.float(), keys.float().T, out=out)
+def _similarities(queries: Tensor, keys: Tensor) -> Tensor:
+    """Cosines [F, T, S] of normalised features [T, D] and [F, rows, columns, D], in float32 whatever the features are.
+
+    Keys that do not lie together in memory are copied, a frame at a time, so that the copies stay small.
+    """
+    frames, rows, columns, _ = keys.shape
+    if queries.dtype == torch.float32 and keys.stride(1) == columns * keys.stride(2):
+        return torch.bmm(queries.expand(frames, -1, -1), keys.flatten(1, 2).transpose(1, 2))
+    result = queries.new_empty(frames, len(queries), rows * columns, dtype=torch.float32)
+    for out, frame in zip(result, keys.unbind(), strict=True):
+        frame = frame.flatten(0, 1)
+        if queries.dtype == torch.float32:
+            torch.mm(queries, frame.T, out=out)
+        elif queries.is_cuda:
+            out.copy_(torch.mm(queries, frame.T, out_dtype=torch.float32))  # products in half, sums and result in full
+        else:
+            torch.mm(queries.float(), frame.float().T, out=out)
+    return result
 
 
 def _weighted(weights: Tensor, labels: Tensor, places: Tensor) -> Tensor:

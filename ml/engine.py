@@ -97,7 +97,7 @@ class Run:
                 setattr(self, name, checkpoint[name])
             self.epoch = checkpoint["epoch"] + 1
             self.first_step = self.step
-            if self.device.type == "cpu":
+            if self.device.type == "cpu" and checkpoint["threads"]:
                 torch.set_num_threads(checkpoint["threads"])  # the order of sums depends on it
 
     def begin(self, epoch: int) -> None:
@@ -156,7 +156,7 @@ class Run:
             total += share.detach()
             pairs += len(mask)
         norm = clip_gradients(self.model, self.clip_grad)
-        update(self.optimizer, norm + 0 * total)
+        update(self.optimizer, norm + 0 * total)  # no number where either is none
         self.averaged.update()
         self.step += 1
         self.position += 1
@@ -175,7 +175,7 @@ class Run:
         """Send loss and norm to the host, without waiting for them on a GPU."""
         event = None
         if self.device.type == "cuda":
-            numbers = numbers.to("cpu", non_blocking=True)
+            numbers = torch.empty(numbers.shape, pin_memory=True).copy_(numbers, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
         self.waiting.append((about, numbers, event))
@@ -310,7 +310,7 @@ class Run:
             skipped=self.skipped,
             best=self.best,
             random={"epoch": self.random["epoch"], "now": torch.get_rng_state()},
-            threads=torch.get_num_threads(),
+            threads=torch.get_num_threads() if self.device.type == "cpu" else 0,
             run=self.place.run,
             config=self.model.config,
             settings=self.settings,

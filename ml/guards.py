@@ -6,6 +6,7 @@ import signal
 import statistics
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +22,12 @@ PATIENCE = 45.0
 
 class StopSignals:
     """Remembers a signal that asks the run to stop, so that it can finish its step and save; the second one is obeyed
-    at once. `received` is 0, or the signal's number."""
+    at once. `received` is 0, or the signal's number. patience: seconds to wait for the other processes then, if any."""
 
     def __init__(self, *, patience: float | None = None) -> None:
         self.received = 0
         self._patience = patience
+        self._answered = time.monotonic()
         self._timer: threading.Timer | None = None
 
     @contextmanager
@@ -38,12 +40,19 @@ class StopSignals:
         try:
             yield self
         finally:
-            self.calm()
+            self._calm()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def calm(self) -> None:
-        """The others have answered: nobody waits in vain."""
+    def answered(self) -> None:
+        """The others have answered, after a step that took as long as it took: nobody waits in vain."""
+        now = time.monotonic()
+        if self._patience:
+            self._patience = max(self._patience, 3 * (now - self._answered))
+        self._answered = now
+        self._calm()
+
+    def _calm(self) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None

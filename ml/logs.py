@@ -77,11 +77,11 @@ def _write(path: Path, lines: list[str]) -> None:
 
 
 class StepLog:
-    """`losses/<run>.jsonl`: one JSON object a step, for machines; validation and scores have lines of their own.
+    """`losses/<run>.jsonl`: one JSON object a step, for machines; the end of an epoch has a line of its own.
 
     A line has `step` (from 1), `epoch`, `loss`, `lr`, `grad_norm`, `pairs_per_second`, `waiting` (share of the time
-    in which the loader was waited for) and `memory_mib`; `skipped` where a step was left out. Lines are on the disk
-    when `flush` returns.
+    in which the loader was waited for) and `memory_mib`; `skipped` where a step was left out. That of an epoch has
+    `epoch_loss`, and what was validated and scored. Lines are on the disk when `flush` returns.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,10 +101,15 @@ class StepLog:
         self._file.close()
 
 
-def cut_steps_after(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and a last one that was cut off: what a resumed run is about to write again."""
+def cut_steps_after(path: Path, step: int, epoch: int) -> None:
+    """Drop the lines of later steps, the ends of later epochs, and a last line that was cut off: what a resumed run is
+    about to write again."""
     if path.exists():
-        kept = [text for text, record in _records(path) if record["step"] <= step]
+        kept = [
+            text
+            for text, record in _records(path)
+            if record["step"] <= step and ("epoch_loss" not in record or record["epoch"] <= epoch)
+        ]
         write_atomically(path, lambda file: file.write("".join(f"{text}\n" for text in kept).encode()))
 
 

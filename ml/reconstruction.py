@@ -4,7 +4,8 @@ Legend: B batch, F frames of a clip, of which n are predicted, N patches or tube
 H W pixels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,12 +13,28 @@ import torch
 from torch import Tensor
 
 from mae.files import InputError
+from mae.masking import MaskKind
 from mae.models_mae_st import SpatiotemporalMAE
 from mae.patches import denormalize, grid_size, normalize, normalize_patches
-from ml.SiamMAE import SiamMAE
+from ml.SiamMAE import Model, SiamMAE
 
 Statistics = Literal["past", "target"]
 ClipStatistics = Literal["visible", "target"]
+
+
+@contextmanager
+def masking(model: Model, ratio: float | None = None, kind: MaskKind | None = None) -> Iterator[None]:
+    """Ask a model for a while as if it had another mask ratio or, of clips, another kind of mask; None: its own."""
+    own = {"mask_ratio": model.mask_ratio, "mask_kind": getattr(model, "mask_kind", None)}
+    changes = {"mask_ratio": ratio, "mask_kind": kind}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    try:
+        for name, value in changes.items():
+            setattr(model, name, value)
+        yield
+    finally:
+        for name in changes:
+            setattr(model, name, own[name])
 
 
 @dataclass(frozen=True)
@@ -164,16 +181,25 @@ def reconstruct_clip(
 
 
 def reconstruct_sample(
-    sample: dict[str, Any] | Tensor, model: SpatiotemporalMAE, *, statistics: ClipStatistics = "visible"
+    sample: dict[str, Any] | Tensor,
+    model: SpatiotemporalMAE,
+    *,
+    statistics: ClipStatistics = "visible",
+    mask_ratio: float | None = None,
+    mask_kind: MaskKind | None = None,
 ) -> ClipReconstruction:
     """`reconstruct_clip` for what data sets and loaders give: a dict with `video` and perhaps `time` and `seed`, or the
-    video alone; [F, 3, H, W], or more clips, of which the first is taken. Without a `seed` it is 0."""
+    video alone; [F, 3, H, W], or more clips, of which the first is taken. Without a `seed` it is 0.
+
+    mask_ratio, mask_kind: other ones than the model's.
+    """
     sample = sample if isinstance(sample, dict) else {"video": sample}
     video = torch.as_tensor(sample["video"])
     video = video.reshape(-1, *video.shape[-4:])[0]
     time = torch.as_tensor(sample["time"]).reshape(-1, len(video))[0] if "time" in sample else None
     seed = int(torch.as_tensor(sample["seed"]).flatten()[0]) if "seed" in sample else 0
-    return reconstruct_clip(model, video, time=time, seed=seed, statistics=statistics)
+    with masking(model, mask_ratio, mask_kind):
+        return reconstruct_clip(model, video, time=time, seed=seed, statistics=statistics)
 
 
 def _from_visible(values: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -200,9 +226,17 @@ class _Sums:
     """Squared errors over hidden patches, summed in float64: errors by name, and what the best factor needs."""
 
     patches: int = 0
-    errors: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("model", "copy", "mean", "wrong f1"), 0.0))
+    errors: dict[str, float] = field(default_factory=dict)
     copy_target: float = 0.0
     copy_copy: float = 0.0
+
+    def add(self, errors: dict[str, Tensor], copy_target: Tensor, copy_copy: Tensor, where: Tensor) -> None:
+        """Values of patches [B, N], as `_per_patch` gives them, of those where `where` [B, N] is not 0."""
+        self.patches += int(where.sum())
+        self.copy_target += (copy_target * where).sum().item()
+        self.copy_copy += (copy_copy * where).sum().item()
+        for name, values in errors.items():
+            self.errors[name] = self.errors.get(name, 0.0) + (values * where).sum().item()
 
     def table(self) -> dict[str, float]:
         """Errors per hidden patch and pixel; `copy × factor` with the one factor that is best for these pairs."""
@@ -225,11 +259,7 @@ def compare_with_copying(
     mean everywhere (nearly 1 by construction); `wrong f1`: the model, given the f1 of another video. The masks follow
     from the pairs' seeds, so two models are asked the same.
     """
-    if not model.norm_pix_loss:
-        raise InputError("this model predicts plain pixels; the comparison is made on per-patch normalised ones")
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
+    device, was_training = _ready_to_compare(model)
     sums = {name: _Sums() for name in ("all", "short", "long")}
     for batch in batches:
         video, seeds = batch["video"].to(device), batch["seed"].to(device)
@@ -239,24 +269,67 @@ def compare_with_copying(
         strangers = torch.tensor(_strangers(batch["path"]), device=device)
         _, fooled, _ = model(torch.stack([video[strangers, 0], video[:, 1]], dim=1), seeds=seeds)
         guesses = {"model": prediction, "copy": copy, "mean": torch.zeros_like(target), "wrong f1": fooled}
-        errors = {name: _per_pair((guess - target).square(), mask) for name, guess in guesses.items()}
-        copy_target, copy_copy = _per_pair(copy * target, mask), _per_pair(copy.square(), mask)
-        gaps = batch["time"][:, 1] - batch["time"][:, 0]
-        for b in range(len(video)):
-            for part in ("all", "short" if gaps[b] <= short_gap else "long"):
-                total = sums[part]
-                total.patches += int(mask[b].sum())
-                total.copy_target += copy_target[b].item()
-                total.copy_copy += copy_copy[b].item()
-                for name, error in errors.items():
-                    total.errors[name] += error[b].item()
+        errors = {name: _per_patch((guess - target).square()) for name, guess in guesses.items()}
+        short = (batch["time"][:, 1] - batch["time"][:, 0] <= short_gap).to(device)[:, None]
+        for name, where in {"all": mask, "short": mask * short, "long": mask * ~short}.items():
+            sums[name].add(errors, _per_patch(copy * target), _per_patch(copy.square()), where)
     model.train(was_training)
     return {name: total.table() for name, total in sums.items()}
 
 
-def _per_pair(values: Tensor, mask: Tensor) -> Tensor:
-    """Values [B, N, P], averaged over pixels and summed over hidden patches: [B], float64."""
-    return (values.double().mean(-1) * mask).sum(1)
+@torch.no_grad()
+def compare_clip_with_copying(
+    model: SpatiotemporalMAE, batches: Iterable[dict[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """`compare_with_copying` for clips: the model's error beside that of copying the nearest visible tubelet in time.
+
+    Returns for `all` hidden tubelets, those of places that are `seen` at another step, and those of places that are
+    `unseen` at all steps: `model`; `copy`: the visible tubelet at the same place that is nearest in time, normalised by
+    its own statistics, and the mean where there is none; `copy × factor`: that times the best single factor; `mean`:
+    the mean of what is predicted in a place (nearly 1 by construction).
+    """
+    device, was_training = _ready_to_compare(model)
+    sums = {name: _Sums() for name in ("all", "seen", "unseen")}
+    for batch in batches:
+        video, seeds = batch["video"].to(device), batch["seed"].to(device)
+        target = model.target(model.pixels(video))
+        _, prediction, mask = model(video, seeds=seeds)
+        T, _ = model.steps_and_grid(video)
+        seen = (mask == 0).unflatten(1, (T, -1)).any(1).repeat(1, T)
+        nearest = _nearest_in_time(mask, T)[..., None].expand_as(target)
+        copy = target.gather(1, nearest) * seen[..., None]
+        guesses = {"model": prediction, "copy": copy, "mean": torch.zeros_like(target)}
+        errors = {name: _per_patch((guess - target).square()) for name, guess in guesses.items()}
+        for name, where in {"all": mask, "seen": mask * seen, "unseen": mask * ~seen}.items():
+            sums[name].add(errors, _per_patch(copy * target), _per_patch(copy.square()), where)
+    model.train(was_training)
+    return {name: total.table() for name, total in sums.items()}
+
+
+def _nearest_in_time(mask: Tensor, T: int) -> Tensor:
+    """For each tubelet [B, N] the number of the visible one at its place whose step is nearest, of two the earlier.
+
+    Where none is visible the number means nothing.
+    """
+    hidden = mask.unflatten(1, (T, -1))  # [B, T, h·w]
+    steps = torch.arange(T, device=mask.device)
+    away = (steps[:, None] - steps).abs()[None, :, :, None] + T * hidden[:, None]  # [B, T, T to copy from, h·w]
+    places = torch.arange(hidden.shape[2], device=mask.device)
+    return (away.argmin(2) * hidden.shape[2] + places).flatten(1)
+
+
+def _ready_to_compare(model: Model) -> tuple[torch.device, bool]:
+    """The device of a model that is to be evaluated, and whether it was in training."""
+    if not model.norm_pix_loss:
+        raise InputError("this model predicts plain pixels; the comparison is made on per-patch normalised ones")
+    was_training = model.training
+    model.eval()
+    return next(model.parameters()).device, was_training
+
+
+def _per_patch(values: Tensor) -> Tensor:
+    """Values [B, N, P] averaged over pixels: [B, N], float64."""
+    return values.double().mean(-1)
 
 
 def _strangers(paths: list[str]) -> list[int]:

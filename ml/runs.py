@@ -166,7 +166,7 @@ def _differences(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
 def _cut(place: Place, epoch: int, step: int) -> None:
     cut_after(place.losses, epoch)
     cut_after(place.test_losses, epoch)
-    cut_steps_after(place.steps, step)
+    cut_steps_after(place.steps, step, epoch)
 
 
 def _check_prefix(prefix: str) -> None:

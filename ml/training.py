@@ -112,7 +112,7 @@ def train(
                 run.step_with(batches, waited)
                 due = time.monotonic() - saved > 60 * save_minutes
                 signal, save_now = ranks.largest(stop.received, int(due))
-                stop.calm()  # the others are alive
+                stop.answered()
                 if save_now or signal:
                     run.save()
                     saved = time.monotonic()

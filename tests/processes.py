@@ -2,7 +2,8 @@
 
 Reads one job a line from its input, as JSON: `commands`, a list of argument lists for `siammae`, one for each process
 of a run; `root`, where the run writes; `signal` and `after`: send it once the log of steps has so many lines; `delay`,
-seconds to wait then; `to`, which processes get it (default all); `env`. Answers with one line: the exit codes.
+seconds to wait then; `to`, which processes get it (default all); `patience`: seconds after which those that outlive a
+killed one are killed too, as torchrun does; `env`. Answers with one line: the exit codes.
 """
 
 import json
@@ -101,6 +102,8 @@ def _watch(children: list[int], job: dict) -> list[int]:
                 if children[rank] not in codes:
                     os.kill(children[rank], wanted)
             sent = True
+        if -signal.SIGKILL in codes.values():
+            deadline = min(deadline, time.monotonic() + job.get("patience", 120))
         if time.monotonic() > deadline:
             for child in children:
                 if child not in codes:

@@ -29,7 +29,9 @@ def test_it_runs_from_top_to_bottom(preset, clips, tmp_path):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     page = (tmp_path / "page" / "SiamMAE.html").read_text()
-    assert page.count("data:image/png;base64,") >= 8 and "wrong f1" in page and "Traceback" not in page
+    assert page.count("data:image/png;base64,") >= 11 and "wrong f1" in page and "Traceback" not in page
+    (difference,) = re.findall(r"by hand and by evaluation.propagation: largest difference (\d\S*)", page)
+    assert float(difference) < 1e-5
     assert len(list((tmp_path / "losses").glob("smoke_mask*.txt"))) == 3
     assert len(list((tmp_path / "test_losses").glob("*.txt"))) == 1
     after = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, cwd=ROOT).stdout

@@ -114,6 +114,34 @@ def test_nested_loops_agree_at_the_margins(name, change):
     close(torch.stack(list(propagate(features, first, rules))), plain(features, first, rules))
 
 
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("first_unlimited", [False, True])
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_radius_that_leaves_fewer_than_k_candidates(name, first_unlimited, filled):
+    """What lies outside of it is never taken to make up the number."""
+    features, first = random_video(4, seed=2)
+    small = {"disk": 1.0, "square": 0.5}[protocol(name).shape]  # nothing but the patch's own place
+    rules = protocol(name, radius=small, context=2, top_k=7, first_unlimited=first_unlimited, filled=filled)
+    expected = plain(features, first, rules)
+    assert expected.isfinite().all()
+    for budget in BUDGETS:
+        close(torch.stack(list(propagate(features, first, rules, budget=budget))), expected)
+    if not first_unlimited:
+        close(expected[0], first)  # its only candidate in the only frame
+
+
+def test_whatever_side_is_the_longer_one():
+    """The grid is turned inside, so that both ways round must give the same, and the turned video its turned labels."""
+    features, first = random_video(5, h=4, w=9)
+    for name in PROTOCOLS:
+        rules = protocol(name, **SMALL[name])
+        labels = torch.stack(list(propagate(features, first, rules)))
+        turned = torch.stack(list(propagate(features.transpose(1, 2), first.transpose(0, 1), rules)))
+        close(turned.transpose(1, 2), labels)
+        close(labels, plain(features, first, rules))
+        assert all(found.is_contiguous() for found in propagate(features, first, rules))
+
+
 @pytest.mark.parametrize("change", [{}, {"radius": 0}, {"filled": True, "first_unlimited": True}])
 def test_ties_for_the_last_place_are_all_kept(change):
     """Features of a few exact directions: similarities are exact, so a tie is a tie whatever the order of sums."""
@@ -187,9 +215,13 @@ def test_tiles_cover_the_grid_once_and_keep_the_budget(name, budget, monkeypatch
 
     sizes = []
     candidates = propagation._candidates
-    monkeypatch.setattr(
-        propagation, "_candidates", lambda *a: (sizes.append((found := candidates(*a))[0].numel() * 4), found)[1]
-    )
+
+    def weighed(*arguments):
+        blocks = candidates(*arguments)
+        sizes.append(sum(block.similarity.untyped_storage().nbytes() for block in blocks))
+        return blocks
+
+    monkeypatch.setattr(propagation, "_candidates", weighed)
     features, first = random_video(frames, h, w)
     list(propagate(features, first, rules, budget=budget))
     assert max(sizes) <= budget or budget == 1  # less than one patch needs: patch by patch
@@ -234,15 +266,19 @@ def test_grids_that_differ_are_named():
 
 
 @pytest.mark.slow
-def test_a_wide_video_with_30_context_frames_and_10_objects_fits_into_3_gb():
+@pytest.mark.parametrize("shape", ["(60, 144)", "(144, 60)"])  # 480×1152 in patches of 8, and as `propagate` turns it
+def test_a_wide_video_with_30_context_frames_and_10_objects_fits_into_3_gb(shape):
     code = (
         "import resource, torch; from evaluation.propagation import *; from evaluation.protocols import protocol;"
-        "torch.set_num_threads(1); f = torch.nn.functional.normalize(torch.randn(31, 60, 144, 384), dim=-1);"
-        "c = Context(f, torch.rand(31, 60, 144, 11).softmax(-1), 1, 0);"
-        "propagate_step(f[3], c, protocol('rsp'));"  # 480×1152 in patches of 8
+        "torch.set_num_threads(1); labels = torch.rand(SHAPE[0], SHAPE[1], 11).softmax(-1);"
+        "f = torch.nn.functional.normalize(torch.randn(31, *SHAPE, 384), dim=-1);"
+        "c = Context(f, labels.expand(31, -1, -1, -1), 1, 0);"
+        "propagate_step(f[3], c, protocol('rsp'));"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", code.replace("SHAPE", shape)], capture_output=True, text=True, cwd=ROOT
+    )
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 3  # a dense affinity alone would take 9.2
 

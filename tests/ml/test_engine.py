@@ -356,6 +356,16 @@ class TestElsewhere:
         assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
+@pytest.mark.slow
+def test_a_compiled_run_is_the_same_run(clips, tmp_path):
+    """torch.compile through the engine, with a resume: names of weights unchanged, losses alike."""
+    _, plain = run(clips, tmp_path / "plain")
+    name, compiled = run(clips, tmp_path / "compiled", compile=True)
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+    state = load_run(tmp_path / "compiled" / "checkpoints" / name / "last.pt")
+    assert state["model"].keys() == tiny().state_dict().keys()
+
+
 class TestConfiguration:
     def test_a_step_is_divided_over_processes_and_batches(self):
         config = RunConfig(batch_size=2048, pairs_per_device=256, repeated_sampling=2)

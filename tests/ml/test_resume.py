@@ -110,7 +110,7 @@ def kill_until_done(trainer, clips, root, kills, draw, processes=1, more=("--sav
         commands = [command(clips, root, *more)] * processes
         codes, said = trainer.run(
             *commands, root=root, signal=9, after=draw.randint(0, STEPS), delay=draw.random() * 0.3,
-            to=draw.choice([[0], [processes - 1], list(range(processes))]),
+            to=draw.choice([[0], [processes - 1], list(range(processes))]), patience=2,
         )  # fmt: skip
         met += -9 in codes
         if codes == [0] * processes:
