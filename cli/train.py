@@ -21,7 +21,7 @@ from ml.utils import leave_cores, train
 
 @dataclass
 class Arguments:
-    """Train SiamMAE on the videos below a folder; everything else comes from the preset unless it is given."""
+    """Train a model on the videos below a folder; everything else comes from the preset unless it is given."""
 
     data: Path
     """folder of videos; any container that FFmpeg reads"""
