@@ -140,6 +140,7 @@ def test_term_to_the_step_waits_for_what_slurm_does(preempted, job):
     assert (folder / "scontrol").exists() == preempted
 
 
+@pytest.mark.slow
 def test_a_real_run_is_stopped_requeued_and_completed(job, clips, tmp_path):
     """Two processes of torchrun; USR1 to the script; the same script again goes on to the end, every step once."""
     start, folder = job
