@@ -13,7 +13,7 @@ from cli.feature_sources import open_source
 from evaluation import datasets
 from evaluation.benchmarks import CAMVID, JOINTS, OBJECTS, UNSCORED, VIP, Benchmark
 from evaluation.protocols import BENCHMARKS, Protocol, protocol
-from evaluation.run import evaluate
+from evaluation.run import evaluate, only
 from mae.files import InputError
 from ml.utils import best_device
 
@@ -97,7 +97,7 @@ def named(name: str, benchmark: str) -> Protocol:
 def run(arguments: Arguments) -> None:
     device = str(best_device(arguments.device))
     rules = named(arguments.protocol, arguments.benchmark).with_(**asdict(arguments.rules))
-    videos = _chosen(read(arguments), arguments.sequences)
+    videos = only(read(arguments), arguments.sequences)
     source = open_source(arguments.source, arguments.root, device, arguments.half)
     evaluate(
         videos,
@@ -145,11 +145,3 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
     from dataset_loader.encoding import write_video
 
     write_video(path, frames, rate)
-
-
-def _chosen(videos: Iterable[datasets.Video[Any]], names: tuple[str, ...]) -> list[datasets.Video[Any]]:
-    found = [video for video in videos if not names or video.name in names]
-    missing = set(names) - {video.name for video in found}
-    if missing:
-        raise InputError(f"there is no video called {', '.join(sorted(missing))} among those of the list")
-    return found

@@ -10,7 +10,7 @@ import tyro
 from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
 from evaluation.datasets import davis
 from evaluation.protocols import protocol
-from evaluation.run import propagation_score
+from evaluation.run import only, propagation_score
 from ml.memory import keep_freed_memory
 from ml.presets import PRESETS, RunConfig, preset
 from ml.ranks import Strategy, join_ranks, leave_ranks
@@ -105,11 +105,7 @@ def run(arguments: Arguments) -> str:
         validation = make_loader(held_out, batch_size, workers=min(1, config.workers), shuffle=False, drop_last=False)
     score = None
     if arguments.score_data is not None:
-        videos = [
-            video
-            for video in davis(arguments.score_data, arguments.score_year)
-            if not arguments.score_sequences or video.name in arguments.score_sequences
-        ]
+        videos = only(davis(arguments.score_data, arguments.score_year), arguments.score_sequences)
         score = propagation_score(videos, protocol("dino", size=arguments.score_size), frames=25)
     if ranks.first:
         pairs, steps = len(dataset) * config.pairs_per_visit, len(loader) // accumulation

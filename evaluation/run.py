@@ -150,6 +150,15 @@ def first_frames(video: Video[Any], frames: int | None) -> Video[Any]:
     return replace(video, paths=video.paths[:frames])
 
 
+def only(videos: Iterable[Video[Any]], names: Sequence[str]) -> list[Video[Any]]:
+    """The videos of these names, or all of them if there are none; an InputError names those that are not there."""
+    found = [video for video in videos if not names or video.name in names]
+    missing = set(names) - {video.name for video in found}
+    if missing:
+        raise InputError(f"there is no video called {', '.join(sorted(missing))} among those of the list")
+    return found
+
+
 def divide(videos: Sequence[Video[Any]], parts: int) -> list[list[Video[Any]]]:
     """Shares of about the same number of frames, alike in every process: the longest first, to the smallest share."""
     shares: list[list[Video[Any]]] = [[] for _ in range(parts)]

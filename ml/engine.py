@@ -255,7 +255,7 @@ class Run:
             append_line(self.place.test_losses, EpochLoss(self.epoch, result.mean, result.losses))
         if result.mean < self.best:
             self.best = result.mean
-            self._write(lambda state: save_checkpoint(self.place.folder / BEST, state), self.epoch)
+            self._write(self.epoch, self.place.folder / BEST)
         return {"validation_loss": result.mean}
 
     def score(self, function: Score) -> dict[str, float]:
@@ -280,20 +280,22 @@ class Run:
                     self.bar.write(f"epoch {self.epoch}: loss {loss:.4f}, {numbers}")
             self.log.flush()
         done = self.epoch if ended else self.epoch - 1
-        if keep:
-            self._write(lambda state: save_checkpoint(self.place.folder / f"{self.epoch}.pt", state), done)
-        self._write(lambda state: save_last(self.place.folder, state), done)
+        checkpoint = self.place.folder / f"{self.epoch}.pt" if keep else None
+        self._write(done, checkpoint, last=True)
         if self.log and ended:
             files = self._draw() if keep else {}
-            checkpoint = self.place.folder / f"{self.epoch}.pt" if keep else None
             self.report.log(self.step, {"epoch": float(self.epoch), **told}, files, checkpoint)
 
-    def _write(self, write: Callable[[dict[str, Any]], None], done: int) -> None:
+    def _write(self, done: int, path: Path | None, *, last: bool = False) -> None:
+        """The state after `done` whole epochs, into a file of its own, as the last one, or both."""
         state = self._state(done)  # every process has a part of it where it is divided
         with self.ranks.together():
             if self.ranks.first:
                 with writing_to(self.place.folder):
-                    write(state)
+                    if path:
+                        save_checkpoint(path, state)
+                    if last:
+                        save_last(self.place.folder, state)
 
     def _state(self, done: int) -> dict[str, Any]:
         """All that a resume needs, after `done` whole epochs."""

@@ -70,15 +70,9 @@ def reconstruct(
     f1's patch at the same place (`past`), or from the hidden patch itself (`target`), which gives a part of the answer
     away and is said so in the caption.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    video = video[None].to(device)
-    loss, prediction, mask = model(video, seeds=torch.tensor([seed], device=device))
-    model.train(was_training)
+    video, loss, prediction, mask = _predict(model, video, seed)
     grid = grid_size(video.shape[-2], video.shape[-1], model.patch_size)
     past, future = normalize(video).unbind(1)
-    prediction = prediction.float()
     if model.norm_pix_loss:
         source = model.patchify(past if statistics == "past" else future)
         variance, mean = torch.var_mean(source, dim=-1, keepdim=True)
@@ -142,16 +136,10 @@ def reconstruct_clip(
     the visible tubelets around (`visible`), or taken from the hidden one itself (`target`), which gives a part of the
     answer away and is said so in the caption.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    video = video[None].to(device)
-    loss, prediction, mask = model(video, seeds=torch.tensor([seed], device=device))
-    model.train(was_training)
+    video, loss, prediction, mask = _predict(model, video, seed)
     grid = grid_size(video.shape[-2], video.shape[-1], model.patch_size)
     numbers = model.predicted_frames(video.shape[1])
     frames = normalize(video)[:, numbers]
-    prediction = prediction.float()
     if model.norm_pix_loss:
         variance, mean = torch.var_mean(model.patchify(frames), dim=-1, keepdim=True)
         spread = (variance + 1e-6).sqrt()
@@ -214,6 +202,17 @@ def _from_visible(values: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor
     visible = mask[0] == 0
     weights = (-0.5 * torch.cdist(places, places[visible]).square()).softmax(dim=1)  # [N, K]
     return torch.where(visible[None, :, None], values, weights @ values[:, visible])
+
+
+def _predict(model: Model, video: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One sample [F, 3, H, W] through a model in evaluation mode: as a batch on its device, loss, prediction, mask."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    video = video[None].to(device)
+    loss, prediction, mask = model(video, seeds=torch.tensor([seed], device=device))
+    model.train(was_training)
+    return video, loss, prediction.float(), mask
 
 
 def _show(pixels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ml.ranks import Ranks
 # once, only how sums are rounded).
 FREE = {
     "workers", "pairs_per_device", "num_epochs_per_save", "save_minutes", "skip_nonfinite", "checkpointing",
-    "validate_epochs", "score_epochs",
+    "score_epochs",
 }  # fmt: skip
 
 
@@ -64,10 +64,8 @@ def begin_run(
     processes decides, and the others follow.
     """
     identity = json.loads(json.dumps(identity, default=str))
-    found: tuple[str, Path | None] | None = None
-    if ranks.first:
-        found = _choose(root, prefix, identity, resume)
-    run, path = ranks.agree(found) or ("", None)
+    run, path, checkpoint = _choose(root, prefix, identity, resume) if ranks.first else ("", None, None)
+    run, path = ranks.agree((run, path))
     if path is None:
         if ranks.first:
             folder = root / "checkpoints" / run
@@ -76,7 +74,7 @@ def begin_run(
                 save_config(folder / "config.json", identity)
             _cut(Place(run, root, identity), 0, 0)
         return Place(run, root, identity)
-    checkpoint = load_run(path)
+    checkpoint = checkpoint or load_run(path)
     if checkpoint.get("format") != 2:
         raise InputError(f"{path} is of an earlier version: its weights can be loaded, but its run not gone on with")
     _compare(path, identity, checkpoint, allow_changes, ranks.first)
@@ -103,23 +101,25 @@ def new_run(prefix: str, root: Path) -> str:
         time.sleep(0.2)
 
 
-def _choose(root: Path, prefix: str, identity: dict[str, Any], resume: str | Path | None) -> tuple[str, Path | None]:
-    """The run and the checkpoint to go on from, or a new run (or one that had saved nothing yet) and None."""
+def _choose(
+    root: Path, prefix: str, identity: dict[str, Any], resume: str | Path | None
+) -> tuple[str, Path | None, dict[str, Any] | None]:
+    """The run and the checkpoint to go on from, with its content where it had to be read to know that it is whole; or a
+    new run (or one that had saved nothing yet) and None."""
     if resume in (None, "none"):
-        return new_run(prefix, root), None
+        return new_run(prefix, root), None, None
     if resume == "auto":
         unfinished = _unfinished(root, prefix, identity)
         if unfinished is None:
-            return new_run(prefix, root), None
-        found = newest_whole(unfinished)
-        return unfinished.name, found[0] if found else None
+            return new_run(prefix, root), None, None
+        return unfinished.name, *(newest_whole(unfinished) or (None, None))
     path = find_checkpoint(str(resume), root)
     if path.name == LAST:
         found = newest_whole(path.parent)
         if found is None:
             raise InputError(f"{path.parent} holds no checkpoint that is whole")
-        path = found[0]
-    return path.parent.name, path
+        return path.parent.name, *found
+    return path.parent.name, path, None
 
 
 def _unfinished(root: Path, prefix: str, identity: dict[str, Any]) -> Path | None:

@@ -12,17 +12,9 @@ import torch
 
 from ml.checkpoints import load_run
 from ml.logs import read_steps
-from tests.processes import Trainer
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("--preset", "smoke", "--image-size", "32", "--num-epochs-per-save", "9", "--warmup-epochs", "0")
-
-
-@pytest.fixture(scope="module")
-def trainer():
-    trainer = Trainer()
-    yield trainer
-    trainer.close()
 
 
 def command(clips, root, *more):

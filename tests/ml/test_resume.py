@@ -10,7 +10,6 @@ import torch
 
 from ml.checkpoints import load_run
 from ml.logs import read_steps
-from tests.processes import Trainer
 
 TIMING = ("pairs_per_second", "waiting", "memory_mib")
 SETTINGS = (
@@ -18,13 +17,6 @@ SETTINGS = (
     "0.9", "--clip-grad", "1.0",
 )  # fmt: skip
 STEPS = 9  # 6 clips × 4 pairs in batches of 8, 3 epochs
-
-
-@pytest.fixture(scope="module")
-def trainer():
-    trainer = Trainer()
-    yield trainer
-    trainer.close()
 
 
 def command(clips, root, *more):

@@ -6,20 +6,12 @@ import pytest
 
 from ml.checkpoints import load_run
 from tests.ml.test_resume import assert_same, outcome
-from tests.processes import Trainer
 
 STEPS = 6  # 6 videos × 4 clips in steps of 8 (two batches of 4), 2 epochs
 SETTINGS = (
     "--preset", "mae_st_large_smoke", "--visits", "1", "--image-size", "32", "--device", "cpu", "--num-epochs-per-save",
     "2", "--save-minutes", "0",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trainer():
-    trainer = Trainer()
-    yield trainer
-    trainer.close()
 
 
 def command(clips, root, *more):
