@@ -49,13 +49,15 @@ KNOWN_ROUNDS = 32  # of pairs in memory, for the limit: a few would be decoded f
 THEIRS, THEIRS_WHOLE = "pytorchvideo, plain file", "pytorchvideo, whole clip"
 LIMIT, PACKED = "JPEG decode + resize alone", "packed shards, R = 1"
 FLOOR = "plain file, decode alone"
-PLAIN, PLAIN_4, SHORT, SHORT_4 = "plain file, R = 1", "plain file, R = 4", "short GOP, R = 1", "short GOP, R = 4"
+PLAIN, PLAIN_2, PLAIN_4 = "plain file, R = 1", "plain file, R = 2", "plain file, R = 4"
+SHORT, SHORT_4 = "short GOP, R = 1", "short GOP, R = 4"
 FOLDERS = "JPEG folders, R = 1"
 # (what is faster, than what, how many times at least)
 DEMANDS = (
     (PLAIN, THEIRS, 5.0),
     (FLOOR, THEIRS, None),
     (PLAIN, FLOOR, None),
+    (PLAIN_2, THEIRS, None),
     (PLAIN_4, THEIRS, None),
     (PLAIN, THEIRS_WHOLE, None),
     (PLAIN_4, PLAIN, 2.0),
@@ -217,9 +219,10 @@ def _ways(forms: Forms, settings: Settings) -> tuple[dict[str, Callable[[int], i
         rounds[THEIRS_WHOLE] = _theirs(forms, settings, subsample_first=False)
     except InputError as error:
         missing |= dict.fromkeys((THEIRS, THEIRS_WHOLE), str(error))
-    sources: dict[str, Any] = {PLAIN: forms.plain, PLAIN_4: forms.plain, SHORT: forms.short, SHORT_4: forms.short}
-    for name, source in (sources | {FOLDERS: forms.folders, PACKED: forms.packed}).items():
-        rounds[name] = _ours(source, settings, repeated=4 if name.endswith("4") else 1)
+    sources: dict[str, Any] = dict.fromkeys((PLAIN, PLAIN_2, PLAIN_4), forms.plain)
+    sources |= {SHORT: forms.short, SHORT_4: forms.short, FOLDERS: forms.folders, PACKED: forms.packed}
+    for name, source in sources.items():
+        rounds[name] = _ours(source, settings, repeated=int(name.rpartition("= ")[2]))
     rounds[FLOOR] = _decode_alone(forms)
     rounds[LIMIT] = _decode_and_resize(forms, settings)
     return rounds, missing

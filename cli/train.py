@@ -102,7 +102,10 @@ def run(arguments: Arguments) -> str:
     if arguments.test_data is not None:
         fixed = {**config.dataset_arguments, "repeated_sampling": 1, "visits": 4}
         held_out = get_kinetics_dataset(arguments.test_data, augment=False, **fixed)
-        validation = make_loader(held_out, batch_size, workers=min(1, config.workers), shuffle=False, drop_last=False)
+        shared = share if len(held_out) >= ranks.world_size else {}
+        validation = make_loader(
+            held_out, batch_size, workers=min(1, config.workers), shuffle=False, drop_last=False, **shared
+        )
     score = None
     if arguments.score_data is not None:
         videos = only(davis(arguments.score_data, arguments.score_year), arguments.score_sequences)

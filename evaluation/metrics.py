@@ -17,6 +17,8 @@ from mae.files import InputError
 Labels = NDArray[np.integer]
 Floats = NDArray[np.float64]
 
+TRUE, FOUND = np.uint8(1), np.uint8(2)  # the bits of the truth and of the result where both lie in one map
+
 
 class Statistics(NamedTuple):
     """A measure over the frames of one object: mean, share of frames above 0.5, and first minus last quarter."""
@@ -45,10 +47,10 @@ def region_and_contour(truth: Labels, result: Labels, objects: int) -> tuple[Flo
         box = _box(true | found, margin=1)
         if box is None:
             continue
-        last = (box[0].stop == truth.shape[0], box[1].stop == truth.shape[1])
-        true, found = true[box], found[box]
-        j[index] = np.count_nonzero(true & found) / np.count_nonzero(true | found)
-        f[index] = _contour(_boundary(true, *last), _boundary(found, *last), radius)
+        at_bottom, at_right = box[0].stop == truth.shape[0], box[1].stop == truth.shape[1]
+        pair = true[box] * TRUE | found[box] * FOUND
+        j[index] = np.count_nonzero(pair == TRUE | FOUND) / np.count_nonzero(pair)
+        f[index] = _contour(_boundary(pair, at_bottom, at_right), radius)
     return j, f
 
 
@@ -66,45 +68,60 @@ def statistics(values: Sequence[float] | Floats) -> Statistics:
     return Statistics(float(values.mean()), float((values > 0.5).mean()), float(first.mean() - last.mean()))
 
 
-def _contour(true: NDArray[np.uint8], found: NDArray[np.uint8], radius: int) -> float:
-    """F of two boundary maps, 0 or 1, cropped alike: all that can match lies in both, so the crop loses nothing."""
-    n_true, n_found = np.count_nonzero(true), np.count_nonzero(found)
+def _contour(boundary: NDArray[np.uint8], radius: int) -> float:
+    """F of a pair's two boundaries, cropped alike: all that can match lies in both, so the crop loses nothing."""
+    here = np.flatnonzero(boundary != 0)  # of booleans: ten times faster
+    edges, near = boundary.ravel()[here], _dilate(boundary, radius).ravel()[here]
+    n_true, n_found = np.count_nonzero(edges & TRUE), np.count_nonzero(edges & FOUND)
     if n_true == 0 or n_found == 0:
         return float(n_true == n_found)
-    rows, gap = len(true), np.zeros((radius, true.shape[1]), dtype=np.uint8)
-    near = _dilate(np.concatenate([true, gap, found]), radius)  # both at once; the gap keeps them apart
-    precision = np.count_nonzero(found & near[:rows]) / n_found
-    recall = np.count_nonzero(true & near[-rows:]) / n_true
+    precision = np.count_nonzero((edges & FOUND) * (near & TRUE)) / n_found
+    recall = np.count_nonzero((edges & TRUE) * (near & FOUND)) / n_true
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _dilate(boundary: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
-    """1 where a boundary pixel lies within the disk x² + y² ≤ r²: the disk row by row, rows of one width only once."""
-    widened: dict[int, Any] = {}
-    near = np.zeros_like(boundary)
-    for down in range(-radius, radius + 1):
-        width = isqrt(radius * radius - down * down)
-        if width not in widened:
-            widened[width] = cv2.dilate(boundary, np.ones((1, 2 * width + 1), dtype=np.uint8))
-        source, target = slice(max(down, 0), len(near) + min(down, 0)), slice(max(-down, 0), len(near) - max(down, 0))
-        near[target] |= widened[width][source]
-    return near
+def _dilate(pair: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
+    """OR of a map [H, W] over the disk x² + y² ≤ r².
+
+    The map's rows lie one after the other with `radius` zeros between them: a shift by (y, x) of the disk is a shift
+    of the whole, in which nothing wraps round, and an OR of two long rows of bytes is the fastest thing that there is.
+    """
+    height, width = pair.shape
+    stride = width + radius
+    padded = np.zeros((height, stride), dtype=np.uint8)
+    padded[:, :width] = pair
+    flat = padded.ravel()
+    widened, near = flat.copy(), np.zeros_like(flat)  # widened: over −x … x of each row
+    rows = {y: isqrt(radius * radius - y * y) for y in range(radius + 1)}  # the disk's row ±y covers −x … x
+    for x in range(radius + 1):
+        if x:
+            _or_shifted(widened, flat, x)
+        for y in (y for y in rows if rows[y] == x and y < height):
+            _or_shifted(near, widened, y * stride)
+    return near.reshape(height, stride)[:, :width]
 
 
-def _boundary(mask: NDArray[np.bool_], at_bottom: bool, at_right: bool) -> NDArray[np.uint8]:
-    """1 where a pixel differs from its right, lower or lower-right neighbour.
+def _or_shifted(target: NDArray[np.uint8], source: NDArray[np.uint8], shift: int) -> None:
+    """OR a row of bytes into another one, shifted to the right and to the left."""
+    stop = len(source) - shift
+    target[shift:] |= source[:stop]
+    target[:stop] |= source[shift:]
+
+
+def _boundary(pair: NDArray[np.uint8], at_bottom: bool, at_right: bool) -> NDArray[np.uint8]:
+    """The bits in which a pixel differs from its right, lower or lower-right neighbour.
 
     In the image's last row only the right one counts, in its last column only the lower one; a crop that ends before
     has a margin there, in which nothing differs.
     """
-    boundary = np.zeros(mask.shape, dtype=bool)
-    here = mask[:-1, :-1]
-    boundary[:-1, :-1] = (here != mask[:-1, 1:]) | (here != mask[1:, :-1]) | (here != mask[1:, 1:])
+    boundary = np.zeros_like(pair)
+    here = pair[:-1, :-1]
+    boundary[:-1, :-1] = (here ^ pair[:-1, 1:]) | (here ^ pair[1:, :-1]) | (here ^ pair[1:, 1:])
     if at_bottom:
-        boundary[-1, :-1] = mask[-1, :-1] != mask[-1, 1:]
+        boundary[-1, :-1] = pair[-1, :-1] ^ pair[-1, 1:]
     if at_right:
-        boundary[:-1, -1] = mask[:-1, -1] != mask[1:, -1]
-    return boundary.view(np.uint8)
+        boundary[:-1, -1] = pair[:-1, -1] ^ pair[1:, -1]
+    return boundary
 
 
 def _box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice] | None:

@@ -253,7 +253,7 @@ class Run:
             result = evaluate(self.model, loader, self.device, ranks=self.ranks if shared else None)
         if self.ranks.first:
             append_line(self.place.test_losses, EpochLoss(self.epoch, result.mean, result.losses))
-        if result.mean < self.best:
+        if self.ranks.agree(result.mean < self.best):
             self.best = result.mean
             self._write(self.epoch, self.place.folder / BEST)
         return {"validation_loss": result.mean}

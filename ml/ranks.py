@@ -6,6 +6,7 @@ gradients over nccl where there are GPUs.
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -141,6 +142,7 @@ def wrap(model: nn.Module, strategy: Strategy, ranks: Ranks, device: torch.devic
             for block in part:
                 fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # never changed in place here
     register_fsdp_forward_method(model, "encode")
     return model
 

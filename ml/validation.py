@@ -1,6 +1,5 @@
 """The loss on pairs that are not learnt from, always the same ones under the same masks."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,15 +13,17 @@ from ml.SiamMAE import Model
 
 
 @torch.no_grad()
-def evaluate(
-    model: Model, data_loader: Iterable[dict[str, Any]], device: Device = None, *, ranks: Ranks | None = None
-) -> EpochLoss:
+def evaluate(model: Model, data_loader: Any, device: Device = None, *, ranks: Ranks | None = None) -> EpochLoss:
     """The mean loss over a loader without gradients. Masks follow from the pairs' seeds, or from their place in the
-    order where they have none, so they repeat exactly. ranks: each has a share of the pairs, and all get the whole.
+    order where they have none, so they repeat exactly. ranks: each has a share of the pairs, at least one, and all get
+    the whole.
     """
     device = best_device(device)
     was_training = model.training
     model.to(device).eval()
+    batches = ranks.gather(len(data_loader)) if ranks else [0]
+    if ranks and min(batches) == 0:
+        raise InputError(f"{len(batches)} processes cannot share fewer pairs than they are")
     losses: list[float] = []
     pairs: list[int] = []
     for batch in data_loader:
@@ -34,11 +35,14 @@ def evaluate(
             loss, _, mask = model(video, seeds=seeds)
         losses.append(loss.item())
         pairs.append(len(mask))
-    model.train(was_training)
     if ranks:
+        for _ in range(max(batches) - len(losses)):  # for nothing: each call of a divided model is one of all processes
+            with precision(device):
+                model(video, seeds=seeds)
         shares = ranks.gather((losses, pairs))
         losses = [loss for share, _ in shares for loss in share]
         pairs = [count for _, share in shares for count in share]
+    model.train(was_training)
     if not losses:
         raise InputError("there is nothing to evaluate: the loader has no batch")
     return EpochLoss(None, mean_over_pairs(losses, pairs), losses)

@@ -70,24 +70,29 @@ def test_checkpoints_move_between_numbers_of_processes(trainer, clips, tmp_path)
     assert steps == list(range(1, 13)) and losses == pytest.approx(expected, rel=1e-3)
 
 
-def test_features_come_from_a_model_in_training(tmp_path):
-    """`encode` under DDP and FSDP2, between two steps, in every process."""
+def test_features_and_validation_come_from_a_model_in_training(tmp_path):
+    """`encode`, and the loss on shares of different lengths, under DDP and FSDP2 between two steps in every process."""
     program = tmp_path / "program.py"
     program.write_text(
         "import torch\n"
         "from mae.models_mae import MAEEncoder\n"
         "from ml.ranks import join_ranks, leave_ranks, wrap\n"
         "from ml.SiamMAE import SiamMAE\n"
+        "from ml.validation import evaluate\n"
         "ranks, device = join_ranks('cpu')\n"
         "images = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)\n"
+        "videos = torch.randint(256, (5, 2, 3, 32, 32), generator=torch.Generator().manual_seed(1)).byte()\n"
+        "batches = [dict(video=video[None], seed=torch.tensor([k])) for k, video in enumerate(videos)]\n"
         "for strategy in ('ddp', 'fsdp'):\n"
         "    torch.manual_seed(0)\n"
         "    model = SiamMAE(MAEEncoder(32, 8, 32, 2, 2), decoder_size=(32, 1, 2))\n"
-        "    expected = model.encode(images)\n"
+        "    expected, whole = model.encode(images), evaluate(model, batches, 'cpu')\n"
         "    module = wrap(model, strategy, ranks, device)\n"
         "    module(images[:, None].expand(-1, 2, -1, -1, -1))[0].backward()\n"
         "    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)\n"
         "    torch.testing.assert_close(model.encode(images), expected)\n"
+        "    shared = evaluate(model, batches[ranks.rank :: 2], 'cpu', ranks=ranks)\n"
+        "    assert len(shared.losses) == 5 and abs(shared.mean - whole.mean) < 1e-6\n"
         f"    open(f'{tmp_path}/{{strategy}}{{ranks.rank}}', 'x').close()\n"
         "ranks.wait(); leave_ranks()\n"
     )
