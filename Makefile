@@ -18,7 +18,7 @@ help:  ## this list
 	@touch $@ .venv/.installed-demo
 
 demo: .venv/.installed-demo  ## train at 50, 75 and 95 % on built-in clips (or DATA=folder) and show it in runs/demo/SiamMAE.html
-	$(BIN)/siammae demo $(if $(DATA),--data $(DATA))
+	$(BIN)/siammae demo $(if $(DATA),--data "$(DATA)")
 
 test: .venv/.installed-dev  ## the tests that everybody runs, a few minutes
 	$(BIN)/python -m pytest -q
@@ -38,6 +38,6 @@ format: .venv/.installed-dev  ## format the code and sort its imports
 
 learn: .venv/.installed-demo  ## about an hour: train the micro preset on DATA=folder of videos and compare with copying
 	@test -n "$(DATA)" || { echo 'learn: name a folder of videos: make learn DATA=path/to/videos'; exit 2; }
-	$(BIN)/siammae learn --data $(DATA) $(ARGS)
+	$(BIN)/siammae learn --data "$(DATA)" $(ARGS)
 
 .PHONY: help demo test test-long check format learn

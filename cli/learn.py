@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dataset_loader import find_videos, get_kinetics_dataset, hold_out, make_loader
-from mae.files import write_atomically
+from mae.files import InputError, write_atomically
 from ml.checkpoints import load_model
 from ml.figures import animation, clip_figure, reconstruction_figure, save_figure, save_gif
 from ml.presets import preset
@@ -43,6 +43,11 @@ def main(
     """
     config = preset(preset_name).config
     train_files, test_files = hold_out(find_videos(data), held_out, family)
+    if len(test_files) < 2 and not config.of_clips:
+        raise InputError(
+            f"of {len(train_files) + len(test_files)} videos {len(test_files)} is held out; for the comparison with a "
+            "wrong f1 it takes 2: raise held_out, or give more videos"
+        )
     arguments = {**config.dataset_arguments, "seed": config.seed}
     loader = make_loader(get_kinetics_dataset(train_files, **arguments), config.batch_size, workers=config.workers)
     epochs = math.ceil(steps / len(loader))

@@ -6,6 +6,7 @@ import numpy as np
 
 from dataset_loader import get_kinetics_dataset
 from dataset_loader.synthetic import synthetic_video
+from mae.files import InputError
 from ml.samples import save_samples
 
 
@@ -19,9 +20,12 @@ def main(out: Path, data: Path | None = None, count: int = 8, size: int = 224, s
         size: side of the frames in pixels
         seed: another one gives other pairs
     """
+    if count < 1:
+        raise InputError(f"count is {count}; expected at least 1")
     if data is not None:
         dataset = get_kinetics_dataset(data, image_size=size, augment=False, seed=seed)
-        chosen = [dataset[k] for k in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)]
+        spread = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+        chosen = [dataset[epoch, index] for epoch, index in enumerate(spread)]  # another pair where a video comes again
         video = np.concatenate([sample["video"].numpy() for sample in chosen])
         times = np.concatenate([sample["time"].numpy() for sample in chosen])
         names = [Path(sample["path"]).stem for sample in chosen]

@@ -11,6 +11,8 @@ from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
 from evaluation.datasets import davis
 from evaluation.protocols import protocol
 from evaluation.run import only, propagation_score
+from mae.files import InputError
+from mae.masking import visible_count
 from ml.memory import keep_freed_memory
 from ml.presets import PRESETS, RunConfig, preset
 from ml.ranks import Strategy, join_ranks, leave_ranks
@@ -80,9 +82,20 @@ def arguments(argv: list[str]) -> Any:
     return main
 
 
+def try_out(config: RunConfig) -> None:
+    """One forward pass without numbers: raises now what would otherwise end the first step of a run."""
+    with torch.device("meta"):
+        model = build_model(config.model, **config.model_arguments)
+        shape = 1, config.clip_frames or 1 + config.futures, 3, config.image_size, config.image_size
+        _, _, mask = model(torch.empty(shape, dtype=torch.uint8), seeds=torch.empty(1, dtype=torch.long))
+    if visible_count(mask.shape[1], config.mask_ratio) == mask.shape[1]:
+        raise InputError(f"at a mask ratio of {config.mask_ratio} all {mask.shape[1]} patches stay visible: raise it")
+
+
 def run(arguments: Arguments) -> str:
     """Train, and print where everything is; the run's name."""
     config = arguments.config
+    try_out(config)
     ranks, device = join_ranks(arguments.device)
     if device.type == "cpu":
         keep_freed_memory()

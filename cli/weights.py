@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from mae.files import InputError
 from mae.weights import PUBLIC_WEIGHTS, PUBLIC_WEIGHTS_ST
 from ml.SiamMAE import download_pretrained_model
 
@@ -21,4 +22,8 @@ def main(name: Annotated[str, tyro.conf.Positional] = "", out: Path = Path("weig
         for file, url in public.items():
             print(f"{file:40} {url}")
         return
+    if name not in public and "://" not in name:
+        raise InputError(
+            f"{name!r} is no URL, and there are no public weights of that name; there are {', '.join(public)}"
+        )
     print(download_pretrained_model(public.get(name, name), out))

@@ -2,16 +2,23 @@
 
 import torch
 
+from mae.files import InputError
+
 Device = torch.device | str | None
 
 
 def best_device(device: Device = None) -> torch.device:
-    """The device that was asked for, or the best there is: CUDA, Apple's, or the CPU."""
-    if device is not None:
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """The device that was asked for, an InputError if it is not here; or the best there is: CUDA, Apple's, the CPU."""
+    cuda = torch.cuda.is_available()
+    counts = {"cuda": torch.cuda.device_count() * cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if device is None:
+        kind = next(kind for kind, count in counts.items() if count)
+        return torch.device(kind, torch.cuda.current_device()) if cuda else torch.device(kind)
+    kind, _, number = str(device).partition(":")
+    if not (number or "0").isdigit() or int(number or "0") >= counts.get(kind, 0):
+        there = ", ".join(f"{kind}:{n}" for kind, count in counts.items() for n in range(count))
+        raise InputError(f"device {str(device)!r} is not here; there is {there}")
+    return torch.device(device)
 
 
 def leave_cores(workers: int) -> None:

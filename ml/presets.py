@@ -8,6 +8,8 @@ from mae.files import InputError
 from mae.masking import MaskKind, visible_count
 from ml.SiamMAE import DecoderKind, EncoderKind
 
+_OF_CLIPS = ("mask_kind", "stride")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -76,13 +78,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         visible_count(1, self.mask_ratio)
-        least = dict.fromkeys(
-            ("image_size", "min_gap", "repeated_sampling", "futures", "visits", "batch_size", "epochs"), 1
-        )
-        least |= dict(num_epochs_per_save=1, score_epochs=1, pairs_per_device=0, clip_grad=0, save_minutes=0)
-        for name, value in {**least, "skip_nonfinite": 0, "workers": 0, "seed": 0}.items():
-            if getattr(self, name) < value:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least {value}")
+        ones = ("image_size", "min_gap", "repeated_sampling", "futures", "visits", "batch_size", "epochs")
+        least = {**dict.fromkeys(ones, 1), "num_epochs_per_save": 1, "score_epochs": 1}
+        for name, value in vars(self).items():
+            lowest = least.get(name, 0)
+            if isinstance(value, float | int) and not lowest <= value < 2**63:  # false for NaN, too
+                raise InputError(f"{name} is {value}; expected at least {lowest} and less than 2^63")
         if self.max_gap < self.min_gap:
             raise InputError(f"max_gap {self.max_gap} is smaller than min_gap {self.min_gap}")
         for name, value in (("batch_size", self.batch_size), ("pairs_per_device", self.pairs_per_device)):
@@ -96,8 +97,13 @@ class RunConfig:
                 f"clip_frames is {self.clip_frames} and the model {self.model}: models of clips (mae_st_…) want clips, "
                 "such as 16 frames, and models of pairs want 0"
             )
-        if self.of_clips and self.futures > 1:
-            raise InputError(f"futures is {self.futures}; only pairs have several futures")
+        others = ("encoder_kind", "decoder_kind", "min_gap", "max_gap", "futures") if self.of_clips else _OF_CLIPS
+        for name in others:
+            if getattr(self, name) != getattr(RunConfig, name):
+                kind = "clips" if self.of_clips else "pairs"
+                raise InputError(
+                    f"{name} is {getattr(self, name)}; it means nothing to {self.model}, a model of {kind}"
+                )
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise InputError(f"warmup_epochs is {self.warmup_epochs}; expected 0 to epochs, which is {self.epochs}")
         if not 0 < self.layer_decay <= 1 or not 0 <= self.ema < 1:
@@ -221,10 +227,12 @@ _FULL: dict[str, Preset] = {
 
 
 def _smoke_twin(full: RunConfig) -> RunConfig:
-    """The same recipe in a size that a laptop finishes in half a minute: two epochs of a tiny model."""
+    """The same recipe in a size that a laptop finishes in half a minute: two epochs of a tiny model, on up
+    to four processes."""
     tiny = dict(model="mae_st_micro_patch8", clip_frames=8) if full.of_clips else dict(model="siammae_micro_patch8")
     return full.replace(
-        **tiny, image_size=64, batch_size=8, pairs_per_device=4, visits=2, epochs=2,
+        **tiny, image_size=64, batch_size=4 * full.repeated_sampling, visits=2, epochs=2,
+        pairs_per_device=2 * full.repeated_sampling,
         warmup_epochs=2 * full.warmup_epochs / full.epochs, num_epochs_per_save=1, workers=0,
     )  # fmt: skip
 

@@ -33,6 +33,9 @@ def test_from_training_to_pictures(run, clips, tmp_path, capsys):
     samples = tmp_path / "samples.pickle"
     assert main(["samples", "--out", str(samples), "--count", "2", "--size", "48"]) == 0
     assert load_samples(samples)["video"].shape == (2, 2, 3, 48, 48)
+    more = tmp_path / "more.pickle"
+    assert main(["samples", "--out", str(more), "--count", "8", "--size", "48", "--data", str(clips)]) == 0
+    assert len({video.tobytes() for video in load_samples(more)["video"]}) == 8  # of six videos
     options = ["--root", str(root), "--samples", str(samples)]
     assert main(["test", name, "--data", str(clips), "--pairs-per-video", "2", "--workers", "0", *options]) == 0
     (line,) = read_losses(root / "test_losses" / f"{name}.txt")
@@ -85,11 +88,22 @@ def test_learn_compares_with_copying(clips, tmp_path, capsys):
         (["train", "--data", "{clips}", "--preset", "smoke", "--resume", "no"], "no checkpoint no"),
         (["train", "--data", "{clips}", "--preset", "mae_base_75", "--weights", "{empty}"], "mae_visualize_vit_base"),
         (["train", "--data", "{clips}", "--batch-size", "3"], "does not divide"),
+        (["train", "--data", "{clips}", "--mask-ratio", "0"], "all 64 patches stay visible"),
+        (["train", "--data", "{clips}", "--image-size", "60"], "60×60 pixels does not divide"),
+        (["train", "--data", "{clips}", "--preset", "mae_st_micro", "--clip-frames", "7"], "clip of 7 frames"),
+        (["train", "--data", "{clips}", "--preset", "mae_st_micro", "--encoder-kind", "joint"], "means nothing to"),
+        (["train", "--data", "{clips}", "--mask-kind", "tube"], "means nothing to siammae_micro_patch8"),
+        (["train", "--data", "{clips}", "--base-lr", "nan"], "base_lr is nan"),
+        (["train", "--data", "{clips}", "--device", "gpu"], "device 'gpu' is not here; there is c"),
+        (["plot", "micro/20043", "--root", str(ROOT), "--out", "x.png", "--device", "cuda:9"], "'cuda:9' is not here"),
         (["test", "no", "--data", "{clips}"], "no checkpoint no"),
         (["plot", "no", "--out", "x.png"], "no checkpoint no"),
         (["compare", "no.txt", "--out", "x.png"], "no loss log no.txt"),
         (["compare", "--out", "x.png"], "at least one"),
         (["samples", "--out", "{text}"], "not overwritten"),
+        (["samples", "--out", "s.pickle", "--count", "0"], "count is 0"),
+        (["weights", "nosuch.pth"], "no public weights of that name; there are mae_"),
+        (["learn", "--data", "{clips}", "--held-out", "0.01"], "for the comparison with a wrong f1 it takes 2"),
         (["export", "{text}", "--out", "x"], "text.mp4"),
         (["demo", "--data", "{empty}"], "holds no video"),
         (["samples", "--out", "{text}/x"], "is not a folder"),

@@ -231,9 +231,17 @@ def test_presets_hold_together():
             model = build_model(config.model, **config.model_arguments)
         assert model.mask_ratio == config.mask_ratio
         assert config.image_size % model.patch_size == 0
+        if name.endswith("_smoke") or f"{name}_smoke" in PRESETS:
+            for processes in (1, 2, 4):
+                config.shares(processes)
     assert preset("paper_small_16").config.peak_lr == pytest.approx(1.5e-4 * 2048 / 256)
     assert preset("micro").config.peak_lr == pytest.approx(1e-3)
-    for wrong in (dict(mask_ratio=95), dict(epochs=0), dict(min_gap=9, max_gap=8), dict(batch_size=3)):
+    nothing = float("nan")
+    for wrong in (
+        dict(mask_ratio=95), dict(epochs=0), dict(min_gap=9, max_gap=8), dict(batch_size=3), dict(weight_decay=-1),
+        dict(clip_grad=nothing), dict(seed=2**70), dict(stride=2),
+        dict(model="mae_st_micro_patch8", clip_frames=8, futures=2),
+    ):  # fmt: skip
         with pytest.raises(InputError):
             RunConfig(**wrong)
     with pytest.raises(InputError, match="micro, demo"):
