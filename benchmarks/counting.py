@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from mae.masking import visible_count
-from ml.SiamMAE import SiamMAE
+from ml.SiamMAE import Model, SiamMAE
 
 
 @dataclass
@@ -113,10 +113,12 @@ def attention_forward(model: SiamMAE, pasts: int, N: int, futures: int = 1) -> t
     return 4 * pasts * (encoder + decoder), 2 * size["depth"] + 2 * decoder_depth
 
 
-def noise_batch(model: SiamMAE, pasts: int, futures: int = 1) -> dict[str, Tensor]:
-    """A batch of noise in the loader's memory layout (channels last), with its seeds, where the model is."""
+def noise_batch(model: Model, samples: int, futures: int = 1) -> dict[str, Tensor]:
+    """Pasts with their futures, or clips, of noise in the loader's memory layout (channels last), with their seeds,
+    where the model is."""
     h, w = (side * model.patch_size for side in model.grid)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    video = torch.randint(0, 256, (pasts, 1 + futures, h, w, 3), dtype=torch.uint8, generator=generator)
-    return {"video": video.permute(0, 1, 4, 2, 3).to(device), "seeds": torch.arange(pasts, device=device)}
+    frames = getattr(model, "num_frames", 1 + futures)
+    video = torch.randint(0, 256, (samples, frames, h, w, 3), dtype=torch.uint8, generator=generator)
+    return {"video": video.permute(0, 1, 4, 2, 3).to(device), "seeds": torch.arange(samples, device=device)}
