@@ -1,6 +1,6 @@
 """siammae eval davis|vip|jhmdb|camvid|joints|folder --data DATA [--source NAME] [--protocol dino] …"""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -32,11 +32,12 @@ class Arguments:
     """
 
     benchmark: Annotated[Name, tyro.conf.Positional]
-    """what to follow; folder: pictures of your own, of which nothing is scored"""
+    """what to follow; folder: pictures or a video of your own, of which nothing is scored"""
     data: Path
-    """the data set's folder, in its official layout; joints: the JSON file; nothing is written there"""
+    """the data set's folder, in its official layout; joints: the JSON file; folder: pictures or a video file; nothing
+    is written there"""
     out: Path
-    """folder of the results: JSON, CSV, and pictures"""
+    """folder of the results, new or of the same run: JSON, CSV, and pictures"""
     source: str = "micro/20043"
     """a run, <run>/<epoch>, a checkpoint's file, untrained:CHECKPOINT, pixels, random, mae:PATH,
     mae_st:PATH, one_tubelet:MAE-ST, timm:NAME, timm:NAME@FILE, or a control: copy, oracle, oracle:SOURCE (oracle
@@ -56,7 +57,7 @@ class Arguments:
     frames: int | None = None
     """only the first so many frames of each video"""
     export: Path | None = None
-    """folder for the results as indexed PNGs, which the official tool reads (joints: JSON)"""
+    """folder, new or of the same run, for the results as indexed PNGs, which the official tool reads (joints: JSON)"""
     videos: bool = False
     """write a strip and an mp4 of each video, and index.html over all of them, worst first"""
     batch: int = 1
@@ -97,7 +98,7 @@ def named(name: str, benchmark: str) -> Protocol:
 def run(arguments: Arguments) -> None:
     device = str(best_device(arguments.device))
     rules = named(arguments.protocol, arguments.benchmark).with_(**asdict(arguments.rules))
-    videos = only(read(arguments), arguments.sequences)
+    videos = list(read(arguments))
     source = open_source(arguments.source, arguments.root, device, arguments.half)
     evaluate(
         videos,
@@ -115,29 +116,47 @@ def run(arguments: Arguments) -> None:
 
 
 def read(arguments: Arguments) -> Iterator[datasets.Video[Any]]:
-    """The videos of the benchmark."""
-    data, split = arguments.data, arguments.split
+    """The videos of the benchmark that were asked for."""
+    data, split, names = arguments.data, arguments.split, arguments.sequences
     match arguments.benchmark:
         case "davis":
-            return datasets.davis(data, arguments.year, split)
+            return datasets.davis(data, arguments.year, split, names=names)
         case "vip":
-            return datasets.vip(data, split)
+            return datasets.vip(data, split, names)
         case "jhmdb":
             if split not in ("val", "1", "2", "3"):
                 raise InputError(f"JHMDB has the splits 1, 2 and 3; --split is {split!r}")
-            return datasets.jhmdb(data, 1 if split == "val" else int(split))
+            return datasets.jhmdb(data, 1 if split == "val" else int(split), names)
         case "camvid":
-            return datasets.dense_labels(data)
+            return datasets.dense_labels(data, names)
         case "joints":
             if arguments.pictures is None:
                 raise InputError("joints need --pictures as well: the folder with a folder of pictures for each video")
-            return datasets.keypoints(data, arguments.pictures)
+            return datasets.keypoints(data, arguments.pictures, names)
         case "folder":
-            if data.is_file():
-                raise InputError(f"{data} is a file; to follow something through a video: siammae track {data}")
             if arguments.mask is None:
                 raise InputError("folder needs --mask as well: the mask of the first picture")
-            return iter([datasets.folder(data, arguments.mask)])
+            own = recording(data, arguments.mask) if data.is_file() else datasets.folder(data, arguments.mask)
+            return iter(only([own], names))
+
+
+def recording(file: Path, mask: Path) -> datasets.Video[Any]:
+    """A video file, decoded frame by frame whenever it is gone through."""
+    from dataset_loader.decoding import DecodeError, Video
+
+    with Video(file) as clip:
+        count = len(clip.index.times)
+
+    def decode(numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        with Video(file) as clip:
+            for number, (image, _) in enumerate(clip.each_frame()):
+                if number in numbers:
+                    yield image
+                if number == numbers[-1]:
+                    return
+        raise DecodeError(file, f"gives fewer frames than the {count} that it states: get it again, or re-encode it")
+
+    return datasets.recording(file, count, decode, mask)
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:

@@ -1,9 +1,9 @@
 """siammae track VIDEO --mask FIRST.png | --points x,y,label … [--source NAME]"""
 
-import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +18,9 @@ from evaluation.datasets import read_mask
 from evaluation.features import Source
 from evaluation.pictures import even, overlay, save_mask
 from evaluation.protocols import Protocol, protocol
+from evaluation.results import digest, refuse_others, write_json
 from evaluation.track import points_to_mask, track
-from mae.files import InputError, write_atomically
+from mae.files import InputError
 from ml.utils import best_device
 
 LAPTOP = protocol("dino", size="short240")  # a quarter of the arithmetic of its published size
@@ -66,9 +67,6 @@ def main(
         features = open_source(source, root, str(best_device(device)), half)
         if not isinstance(features, Source):
             raise InputError(f"{source} is a control of `siammae eval`; tracking takes a source of features")
-        about = dict(video=str(video), source=features.name, weights=features.weights, protocol=asdict(rules))
-        _claim(out, about)
-        print(f"{video}, {count} frames of {frame.shape[1]}×{frame.shape[0]}; {features.name}; {rules}")
         times: deque[float] = deque()
 
         def frames() -> Iterator[np.ndarray]:
@@ -76,9 +74,18 @@ def main(
                 times.append(time)
                 yield image
 
+        pairs = track(frames(), first, features, rules, batch=batch)
+        opening = next(pairs)  # what is wrong with the mask is said before anything is written
+        about = dict(
+            video=str(video), bytes=video.stat().st_size, first=digest(first), source=features.name,
+            weights=features.weights, half=half, protocol=asdict(rules),
+        )  # fmt: skip
+        _claim(out, about)
+        print(f"{video}, {count} frames of {frame.shape[1]}×{frame.shape[0]}; {features.name}; {rules}")
+
         def drawn() -> Iterator[np.ndarray]:
-            pairs = track(frames(), first, features, rules, batch=batch)
-            bar = tqdm(pairs, total=count, unit="frame", desc=video.name, mininterval=0.5, dynamic_ncols=True)
+            everything = chain([opening], pairs)
+            bar = tqdm(everything, total=count, unit="frame", desc=video.name, mininterval=0.5, dynamic_ncols=True)
             for number, (image, found) in enumerate(bar):
                 save_mask(out / "masks" / f"{number:05d}.png", found)
                 yield even(overlay(image, found))
@@ -93,10 +100,8 @@ def main(
 
 
 def _claim(out: Path, about: dict) -> None:
-    """Make the folder ours; one of somebody else's, or of a finished run, is not written into."""
-    mark = out / "track.json"
-    if (out / "overlay.mp4").exists() or (
-        out.exists() and not mark.is_file() and (out.is_file() or any(out.iterdir()))
-    ):
+    """Make the folder ours; one of somebody else's, of another run, or of a finished one is not written into."""
+    if (out / "overlay.mp4").exists():
         raise InputError(f"{out} exists already and is not overwritten; name another folder with --out")
-    write_atomically(mark, lambda file: file.write(json.dumps(about, indent=2).encode() + b"\n"))
+    refuse_others(out, out / "track.json", about)
+    write_json(out / "track.json", about)

@@ -10,7 +10,7 @@ import tyro
 from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
 from evaluation.datasets import davis
 from evaluation.protocols import protocol
-from evaluation.run import only, propagation_score
+from evaluation.run import propagation_score
 from mae.files import InputError
 from mae.masking import visible_count
 from ml.memory import keep_freed_memory
@@ -121,7 +121,7 @@ def run(arguments: Arguments) -> str:
         )
     score = None
     if arguments.score_data is not None:
-        videos = only(davis(arguments.score_data, arguments.score_year), arguments.score_sequences)
+        videos = davis(arguments.score_data, arguments.score_year, names=arguments.score_sequences)
         score = propagation_score(videos, protocol("dino", size=arguments.score_size), frames=25)
     if ranks.first:
         pairs, steps = len(dataset) * config.pairs_per_visit, len(loader) // accumulation

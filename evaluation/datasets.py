@@ -22,6 +22,7 @@ Frame = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
 Joints = NDArray[np.float64]
 Label = TypeVar("Label")
+Decode = Callable[[Sequence[int]], Iterator[Frame]]  # ascending numbers of frames → these frames, one by one
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIP_CLASSES = 20  # background included
@@ -32,21 +33,24 @@ CAMVID_CLASSES = 11  # 11 itself is void
 class Video(Generic[Label]):
     """A video to follow something through: pictures in order, the first one's label, and the others' under seal.
 
-    A label is a mask [H, W] uint8, or joints [J, 2] (x, y in pixels of the frames; NaN: not known).
+    A label is a mask [H, W] uint8, or joints [J, 2] (x, y in pixels of the frames; NaN: not known). The frames of a
+    video file have no pictures: `_decode` gives them, and `paths` are the file and their numbers.
     """
 
     name: str
     paths: tuple[Path, ...]
     first: Label
     _label: Callable[[int], Label | None]
-    root: Path | None = None  # the data set's folder, where nobody may write
+    roots: tuple[Path, ...] = ()  # the data set's folders, where nobody may write
+    _decode: Decode | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def frames(self) -> Iterator[Frame]:
-        """The pictures one by one, RGB [H, W, 3]; each is read when it is asked for."""
-        return map(read_frame, self.paths)
+    def frames(self, chosen: Sequence[int] | None = None) -> Iterator[Frame]:
+        """The frames one by one, RGB [H, W, 3], or the `chosen` ones (ascending); each is read when it is asked for."""
+        numbers = range(len(self)) if chosen is None else chosen
+        return self._decode(numbers) if self._decode else (read_frame(self.paths[number]) for number in numbers)
 
     def truth(self, results: Sequence[Label]) -> Iterator[tuple[int, Label, Label]]:
         """For results of *all* frames (the first one's label among them): index, true label and result, frame by frame.
@@ -63,45 +67,75 @@ class Video(Generic[Label]):
                 yield index, label, result
 
 
+def select(listed: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those of the listed videos that have one of the names, all without any; an InputError says what is not there."""
+    missing = set(names) - set(listed)
+    if missing:
+        raise InputError(f"there is no video called {', '.join(sorted(missing))} among those of the list")
+    return [name for name in listed if not names or name in names]
+
+
 # ------------------------------------------------------------------------------------------------ objects and parts
 
 
-def davis(root: str | Path, year: int = 2017, split: str = "val", resolution: str = "480p") -> Iterator[Video[Mask]]:
+def davis(
+    root: str | Path, year: int = 2017, split: str = "val", resolution: str = "480p", names: Sequence[str] = ()
+) -> Iterator[Video[Mask]]:
     """DAVIS of 2016 or 2017: `{JPEGImages,Annotations}/480p/<sequence>/`, `ImageSets/<year>/<split>.txt`.
+
+    names, in every reader: only these videos; nothing of the others need be there.
 
     2016 has one object, whatever its grey level. In 2017 the pixel is the object and 255 is void, which the official
     tool counts as background; the objects are 1 … the first mask's largest, so that later ones are not scored, and
     one that never appears scores 1.
     """
     root = Path(root)
-    for name in read_list(root / "ImageSets" / str(year) / f"{split}.txt"):
+    for name in select(read_list(root / "ImageSets" / str(year) / f"{split}.txt"), names):
         pictures, masks = (root / kind / resolution / name for kind in ("JPEGImages", "Annotations"))
-        yield mask_video(name, pictures, masks, _binary if year == 2016 else _without_void, root=root)
+        yield mask_video(name, pictures, masks, _binary if year == 2016 else _without_void, roots=(root,))
 
 
-def vip(root: str | Path, split: str = "val") -> Iterator[Video[Mask]]:
+def vip(root: str | Path, split: str = "val", names: Sequence[str] = ()) -> Iterator[Video[Mask]]:
     """VIP (human parts): `Images/<video>/`, `Annotations/Category_ids/<video>/`, `lists/<split>_videos.txt`."""
     root = Path(root)
-    for name in read_list(root / "lists" / f"{split}_videos.txt"):
-        yield mask_video(name, root / "Images" / name, root / "Annotations" / "Category_ids" / name, root=root)
+    for name in select(read_list(root / "lists" / f"{split}_videos.txt"), names):
+        yield mask_video(name, root / "Images" / name, root / "Annotations" / "Category_ids" / name, roots=(root,))
 
 
-def dense_labels(root: str | Path) -> Iterator[Video[Mask]]:
+def dense_labels(root: str | Path, names: Sequence[str] = ()) -> Iterator[Video[Mask]]:
     """CamVid's kind: `frames/` and `labels/`, pictures directly in them (one video) or in a folder per video."""
     root = Path(root)
     if not (root / "frames").is_dir() or not (root / "labels").is_dir():
         raise InputError(f"{root} lacks the folders frames/ and labels/ of densely labelled video")
-    names = sorted(path.name for path in (root / "frames").iterdir() if path.is_dir())
-    for name in names or [""]:
-        yield mask_video(name or root.name, root / "frames" / name, root / "labels" / name, root=root)
+    folders = sorted(path.name for path in (root / "frames").iterdir() if path.is_dir())
+    for name in select(folders or [root.name], names):
+        place = name if folders else ""
+        yield mask_video(name, root / "frames" / place, root / "labels" / place, roots=(root,))
 
 
 def folder(pictures: str | Path, mask: str | Path) -> Video[Mask]:
     """Anyone's pictures and the mask of the first of them; nothing to score against."""
-    paths, first = _pictures(Path(pictures)), read_mask(Path(mask))
+    pictures = Path(pictures)
+    return _own(pictures.name, _pictures(pictures), Path(mask), (pictures,))
+
+
+def recording(file: str | Path, frames: int, decode: Decode, mask: str | Path) -> Video[Mask]:
+    """Anyone's video file, of which `decode` gives the frames, and the mask of the first; nothing to score against."""
+    file = Path(file)
+    if frames < 2:
+        raise InputError(f"{file} has {frames} frame{'s' * (frames != 1)}; following needs at least 2")
+    paths = tuple(file / f"{number:05d}" for number in range(frames))
+    return _own(file.stem, paths, Path(mask), _around(file), decode)
+
+
+def _own(
+    name: str, paths: tuple[Path, ...], mask: Path, roots: tuple[Path, ...], decode: Decode | None = None
+) -> Video[Mask]:
+    first = read_mask(mask)
     check_mask(first, str(mask))
-    _check_size(first, paths[0], Path(mask))
-    return Video(Path(pictures).name, paths, first, lambda index: first if index == 0 else None, Path(pictures))
+    video = Video(name, paths, first, lambda index: first if index == 0 else None, (*roots, *_around(mask)), decode)
+    _check_size(first, next(video.frames([0])), paths[0], mask)
+    return video
 
 
 def mask_video(
@@ -110,7 +144,7 @@ def mask_video(
     masks: Path,
     change: Callable[[Mask], Mask] = lambda mask: mask,
     *,
-    root: Path | None = None,
+    roots: tuple[Path, ...] = (),
 ) -> Video[Mask]:
     """Pictures and the masks that bear their names, changed by `change`; only the first mask is opened."""
     paths = _pictures(pictures)
@@ -123,7 +157,7 @@ def mask_video(
         if file is None:
             return None
         mask = read_mask(file)
-        _check_size(mask, paths[index], file)
+        _check_size(mask, read_frame(paths[index]), paths[index], file)
         return change(mask)
 
     first = label(0)
@@ -132,13 +166,13 @@ def mask_video(
             f"{name}: {masks / paths[0].stem}.png does not exist, the mask of the first picture {paths[0]}"
         )
     check_mask(first, f"{files[paths[0].stem]}, the first mask of {name},")
-    return Video(name, paths, first, label, root or pictures)
+    return Video(name, paths, first, label, roots or (pictures, masks))
 
 
 # ------------------------------------------------------------------------------------------------ joints
 
 
-def jhmdb(root: str | Path, split: int = 1) -> Iterator[Video[Joints]]:
+def jhmdb(root: str | Path, split: int = 1, names: Sequence[str] = ()) -> Iterator[Video[Joints]]:
     """JHMDB's test videos: `Rename_Images/<class>/<clip>/`, `joint_positions/<class>/<clip>/joint_positions.mat`, and
     lists `<class>_test_split1.txt`, in `splits/` or beside them, that end a test video's line in 2.
     """
@@ -149,17 +183,18 @@ def jhmdb(root: str | Path, split: int = 1) -> Iterator[Video[Joints]]:
         raise InputError(
             f"{root} holds no list {pattern}, nor does {root / 'splits'}: expected JHMDB's split lists there"
         )
+    listed = []
     for file in lists:
-        kind = file.name.removesuffix(pattern[1:])
         for line in read_list(file):
             clip, _, part = line.partition(" ")
             if part.strip() == "2":
-                clip = Path(clip).stem
-                joints = read_joint_positions(root / "joint_positions" / kind / clip / "joint_positions.mat")
-                paths = _pictures(root / "Rename_Images" / kind / clip)[: len(joints)]
-                if len(paths) < len(joints):
-                    raise InputError(f"{kind}/{clip} has {len(joints)} frames with joints but {len(paths)} pictures")
-                yield Video(f"{kind}/{clip}", paths, joints[0], joints.__getitem__, root)
+                listed.append(f"{file.name.removesuffix(pattern[1:])}/{Path(clip).stem}")
+    for name in select(listed, names):
+        joints = read_joint_positions(root / "joint_positions" / name / "joint_positions.mat")
+        paths = _pictures(root / "Rename_Images" / name)[: len(joints)]
+        if len(paths) < len(joints):
+            raise InputError(f"{name} has {len(joints)} frames with joints but {len(paths)} pictures")
+        yield Video(name, paths, joints[0], joints.__getitem__, (root,))
 
 
 def read_joint_positions(path: Path) -> NDArray[np.float64]:
@@ -181,7 +216,7 @@ def read_joint_positions(path: Path) -> NDArray[np.float64]:
     return positions.transpose(2, 1, 0) - 1
 
 
-def keypoints(file: str | Path, pictures: str | Path) -> Iterator[Video[Joints]]:
+def keypoints(file: str | Path, pictures: str | Path, names: Sequence[str] = ()) -> Iterator[Video[Joints]]:
     """Keypoints in JSON: {"joints": {id: name}, "sequences": {sequence: [{"frame": stem, "joints": {id: [x, y]}}]}}.
 
     Pictures lie in `<pictures>/<sequence>/`. A video starts at its first labelled frame; its joints are those of the
@@ -203,18 +238,14 @@ def keypoints(file: str | Path, pictures: str | Path) -> Iterator[Video[Joints]]
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is not a file of keypoints: {_expected(keypoints)} ({error!r})") from error
-    for name, known in labels.items():
-        paths = _pictures(Path(pictures) / name)
+    for name in select(list(labels), names):
+        known, paths = labels[name], _pictures(Path(pictures) / name)
         start = next((index for index, path in enumerate(paths) if path.stem in known), None)
         if start is None:
             raise InputError(f"{file}: none of the frames of {name} is a picture in {Path(pictures) / name}")
         paths = paths[start:]
-        yield _keypoint_video(name, paths, [known.get(path.stem) for path in paths], Path(pictures))
-
-
-def _keypoint_video(name: str, paths: tuple[Path, ...], labels: list[Joints | None], root: Path) -> Video[Joints]:
-    assert labels[0] is not None
-    return Video(name, paths, labels[0], labels.__getitem__, root)
+        truths = [known.get(path.stem) for path in paths]
+        yield Video(name, paths, known[paths[0].stem], truths.__getitem__, (Path(pictures), *_around(file)))
 
 
 def _joints_in_order(found: dict[str, list[float]], ids: list[str]) -> Joints:
@@ -281,8 +312,14 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.stem)]
 
 
-def _check_size(mask: Mask, picture: Path, source: Path) -> None:
-    height, width = read_frame(picture).shape[:2]
+def _around(file: Path) -> tuple[Path, ...]:
+    """The folder of a file, as a data set's; not one in which the person works, who may well put results there."""
+    parent = file.resolve().parent
+    return () if Path.cwd().is_relative_to(parent) else (parent,)
+
+
+def _check_size(mask: Mask, frame: Frame, picture: Path, source: Path) -> None:
+    height, width = frame.shape[:2]
     if mask.shape != (height, width):
         raise InputError(f"{source} is {mask.shape[0]}×{mask.shape[1]}, but its picture {picture} is {height}×{width}")
 

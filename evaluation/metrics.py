@@ -169,22 +169,22 @@ def joint_errors(truth: Floats, result: Floats, *, strict: bool = False) -> Floa
 
     The size is 0.6 · the diagonal of the box around the frame's true joints (JHMDB's public script). NaN, for not
     counted: the first frame, which was given; joints without truth (NaN); and joints that the result lost (−1), which
-    then do not widen the box either. With `strict` lost joints widen the box and are misses (∞).
+    then do not widen the box either. With `strict` lost joints are misses (∞), and all else is the same.
     """
     if truth.shape != result.shape:
         raise InputError(f"joints of shape {result.shape} cannot be scored against true ones of shape {truth.shape}")
     known: Any = np.isfinite(truth).all(axis=2)  # [T, J]
-    lost = known & ~(result[..., 0] >= 0)
-    visible = known if strict else known & ~lost
-    corners = np.where(visible[..., None], truth, np.nan)
+    found = known & (result[..., 0] >= 0)
+    corners = np.where(found[..., None], truth, np.nan)
     errors = np.full(known.shape, np.nan)
     for t in range(1, len(truth)):
-        if visible[t].any():
+        if found[t].any():
             size = 0.6 * np.linalg.norm(np.nanmax(corners[t], axis=0) - np.nanmin(corners[t], axis=0))
             distance = np.linalg.norm(result[t] - truth[t], axis=1)
             errors[t] = distance / size if size > 0 else np.inf  # a box without extent has no measure: missed
-    errors[~visible] = np.nan
-    errors[1:][(lost & visible)[1:]] = np.inf
+    errors[~found] = np.nan
+    if strict:
+        errors[1:][(known & ~found)[1:]] = np.inf
     return errors
 
 

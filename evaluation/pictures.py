@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.datasets import Frame, Joints, Mask, Video, read_frame
+from evaluation.datasets import Frame, Joints, Mask, Video
 from mae.files import InputError, write_atomically
 
 WriteVideo = Callable[[Path, Iterable[Frame], float], object]  # a path, frames [H, W, 3], frames a second
@@ -169,8 +169,8 @@ def strip(video: Video[Any], truths: Mapping[int, Any], results: Sequence[Any], 
     labelled = [index for index in range(1, len(video)) if index in truths] or list(range(1, len(video)))
     chosen = [labelled[k] for k in np.unique(np.linspace(0, len(labelled) - 1, COLUMNS).round().astype(int))]
     columns = []
-    for index in chosen:
-        panels = _panels(read_frame(video.paths[index]), truths.get(index), results[index], void)
+    for index, frame in zip(chosen, video.frames(chosen), strict=True):
+        panels = _panels(frame, truths.get(index), results[index], void)
         small = [_scaled(panel, STRIP_WIDTH) for panel in panels]
         columns.append(np.concatenate([_band(f"frame {index}", STRIP_WIDTH), *small]))
     return np.concatenate(columns, axis=1)

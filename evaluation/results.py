@@ -4,6 +4,8 @@ run.json                         benchmark, protocol, source: what every result 
 videos/<video>.json              the scores of a finished video; a run that goes on leaves these videos out
 results.json                     everything: row, scores of each video, protocol, commit, versions, time, memory
 global_results.csv, per-sequence_results.csv    DAVIS alone: the layout of the official tool
+
+A folder of exports keeps its own run.json and videos/ in .siammae/, which the official tool does not look into.
 """
 
 import hashlib
@@ -29,21 +31,21 @@ SEQUENCE_COLUMNS = ("Sequence", "J-Mean", "F-Mean")
 class Folder:
     """The results of one run: `key` (plain values) tells what they were made with.
 
-    Raises InputError for a folder within a video's data set, and for one that holds the results of another run.
+    inside: where in the folder run.json and videos/ lie. Raises InputError for a folder within a video's data set,
+    for one that holds the results of another run, and for one that holds anything else.
     """
 
-    def __init__(self, path: str | Path, key: Mapping[str, Any], videos: Sequence[Video[Any]]) -> None:
-        self.path = Path(path)
-        refuse_data_folder(self.path, videos)
+    def __init__(
+        self, path: str | Path, key: Mapping[str, Any], videos: Sequence[Video[Any]], inside: str = ""
+    ) -> None:
+        self.path, self._inside = Path(path), Path(path, inside)
+        _refuse_data_folder(self.path, videos)
         self.key = json.loads(json.dumps(key))
-        run = self.path / "run.json"
-        if run.is_file():
-            found = _read(run)
-            differing = _differences(found, self.key)
-            if differing:
-                raise InputError(f"{path} holds results of another run ({'; '.join(differing)}); name another folder")
-        else:
-            write_json(run, self.key)
+        refuse_others(self.path, self._inside / "run.json", self.key)
+
+    def claim(self) -> None:
+        """Make the folder this run's."""
+        write_json(self._inside / "run.json", self.key)
 
     def record(self, video: Video[Any]) -> Record | None:
         """What is known of a finished video, or None."""
@@ -51,7 +53,7 @@ class Folder:
         if not path.is_file():
             return None
         record = _read(path)
-        if record.get("first") != first_digest(video) or record.get("frames") != len(video):
+        if record.get("first") != digest(video.first) or record.get("frames") != len(video):
             raise InputError(f"{path} is about another video {video.name!r} than the one given; name another folder")
         return record
 
@@ -59,7 +61,7 @@ class Folder:
         write_json(self._path(video), record)
 
     def _path(self, video: Video[Any]) -> Path:
-        return self.path / "videos" / f"{video.name}.json"
+        return self._inside / "videos" / f"{video.name}.json"
 
 
 def check_names(videos: Sequence[Video[Any]]) -> None:
@@ -74,17 +76,28 @@ def check_names(videos: Sequence[Video[Any]]) -> None:
             raise InputError(f"a video called {name!r} leads out of the folder of the results")
 
 
-def refuse_data_folder(path: Path, videos: Sequence[Video[Any]]) -> None:
+def refuse_others(folder: Path, mark: Path, key: Mapping[str, Any]) -> None:
+    """Nothing is ever overwritten: a folder must be empty, dot-files aside, or `mark` in it hold this key."""
+    occupied = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if mark.is_file():  # looked for last: a process beside this one may be the first in the folder
+        differing = _differences(_read(mark), key)
+        if differing:
+            raise InputError(f"{folder} holds results of another run ({'; '.join(differing)}); name another folder")
+    elif occupied:
+        raise InputError(f"{folder} holds files that are not of this run, and is not overwritten; name another folder")
+
+
+def _refuse_data_folder(path: Path, videos: Sequence[Video[Any]]) -> None:
     """Nothing is ever written into a data set's folder."""
     target = path.resolve()
-    for root in {video.root.resolve() for video in videos if video.root is not None}:
+    for root in {root.resolve() for video in videos for root in video.roots}:
         if target == root or root in target.parents:
             raise InputError(f"{path} lies in the data set's folder {root}, where nothing is written; name another one")
 
 
-def first_digest(video: Video[Any]) -> str:
+def digest(label: Any) -> str:
     """What tells one video from another of the same name: its first label."""
-    return hashlib.sha256(str(video.first.shape).encode() + video.first.tobytes()).hexdigest()[:16]
+    return hashlib.sha256(str(label.shape).encode() + label.tobytes()).hexdigest()[:16]
 
 
 def write_davis_csv(folder: Path, row: Mapping[str, float], records: Sequence[Record]) -> None:

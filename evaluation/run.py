@@ -16,7 +16,7 @@ from typing import Any
 
 from evaluation.benchmarks import OBJECTS, Benchmark, Keypoints
 from evaluation.controls import Oracle, Tracker, follow, is_joints, true_labels
-from evaluation.datasets import Video
+from evaluation.datasets import Video, select
 from evaluation.features import model_source
 from evaluation.page import write_page
 from evaluation.pictures import WriteVideo, save_mask, show
@@ -25,9 +25,8 @@ from evaluation.results import (
     Folder,
     Record,
     check_names,
-    first_digest,
+    digest,
     peak_memory,
-    refuse_data_folder,
     surroundings,
     write_davis_csv,
     write_json,
@@ -66,8 +65,9 @@ def evaluate(
     """Follow the labels of all videos, print a line as each is done and the row at the end, and keep both in `out`.
 
     A video that `out` knows as finished is not followed again, so that an interrupted call is repeated to go on. Under
-    torchrun (RANK and WORLD_SIZE) the processes divide the videos and meet in `out`, which all must see; each returns
-    the same result. Without `out` every process follows everything and nothing is written.
+    torchrun (RANK and WORLD_SIZE) the processes divide the videos and meet in `out` and `export`, which all must see;
+    each returns the same result. Both folders must be empty or this run's own. Without `out` every process follows
+    everything, and nothing but `export` is written.
 
     benchmark: what is counted. frames: only the first so many of each video. batch: frames encoded at once. budget: as
     of `propagate`. export: a folder for the results themselves, indexed PNGs as the official tool reads them (joints:
@@ -86,11 +86,13 @@ def evaluate(
     pictures = pictures or write_video is not None
     if out is None and pictures:
         raise InputError("pictures need a folder: give out as well")
-    if export is not None:
-        refuse_data_folder(Path(export), chosen)
     folder = Folder(out, key, chosen) if out is not None else None
+    exports = Folder(export, key, chosen, inside=".siammae") if export is not None else None
+    # the outer one first: a process that comes later then finds a mark beside whatever it finds
+    for each in sorted(filter(None, (exports, folder)), key=lambda each: len(each.path.resolve().parts)):
+        each.claim()
     files = Files(
-        Path(export) if export is not None else None,
+        exports,
         folder.path / "pictures" if folder and pictures else None,
         getattr(benchmark, "classes", 256),
         write_video,
@@ -103,15 +105,15 @@ def evaluate(
         report(_line(columns, chosen))
     records: dict[str, Record] = {}
     for video in divide(chosen, world)[rank]:
-        record = folder.record(video) if folder else None
-        if record is None or not files.are_there(video):
+        there, record = files.are_there(video), folder.record(video) if folder else None
+        if record is None or not there:
             record = _one(video, source, protocol, benchmark, files, batch=batch, budget=budget)
             if folder:
                 folder.keep(video, record)
         records[video.name] = record
         report(_line([video.name, *benchmark.cells(record["scores"]), f"{record['seconds']:.1f}"], chosen))
     if folder and world > 1:
-        records = _wait_for_all(folder, chosen, report)
+        records = _wait_for_all(folder, files, chosen, report)
     ordered = [records[video.name] for video in chosen]
     row = benchmark.row({record["video"]: record["scores"] for record in ordered})
     result = Result(row, ordered, protocol, source.name)
@@ -152,11 +154,9 @@ def first_frames(video: Video[Any], frames: int | None) -> Video[Any]:
 
 def only(videos: Iterable[Video[Any]], names: Sequence[str]) -> list[Video[Any]]:
     """The videos of these names, or all of them if there are none; an InputError names those that are not there."""
-    found = [video for video in videos if not names or video.name in names]
-    missing = set(names) - {video.name for video in found}
-    if missing:
-        raise InputError(f"there is no video called {', '.join(sorted(missing))} among those of the list")
-    return found
+    videos = list(videos)
+    chosen = select([video.name for video in videos], names)
+    return [video for video in videos if video.name in chosen]
 
 
 def divide(videos: Sequence[Video[Any]], parts: int) -> list[list[Video[Any]]]:
@@ -190,7 +190,7 @@ def _one(
     scores = benchmark.score(video, results)
     files.write(video, results)
     return dict(
-        video=video.name, frames=len(video), first=first_digest(video), seconds=seconds, memory=peak_memory(),
+        video=video.name, frames=len(video), first=digest(video.first), seconds=seconds, memory=peak_memory(),
         scores=scores,
     )  # fmt: skip
 
@@ -202,21 +202,27 @@ class Files:
     void: labels of the truth from this one on are not scored.
     """
 
-    export: Path | None
+    export: Folder | None
     pictures: Path | None
     void: int
     write_video: WriteVideo | None
 
     def write(self, video: Video[Any], results: Sequence[Any]) -> None:
         if self.export:
-            _export(self.export, video, results)
+            _export(self.export.path, video, results)
+            self.export.keep(video, dict(video=video.name, frames=len(video), first=digest(video.first)))
         if self.pictures:
             truths = true_labels(video)
             show(self.pictures, video, truths, results, void=self.void, write_video=self.write_video)
 
     def are_there(self, video: Video[Any]) -> bool:
-        last = f"{video.name}.json" if is_joints(video) else f"{video.name}/{video.paths[-1].stem}.png"
-        wanted = [self.export / last] if self.export else []
+        """Whether all of a video's files lie there; raises InputError for exports of another video of its name."""
+        wanted = []
+        if self.export:
+            if self.export.record(video) is None:
+                return False
+            last = f"{video.name}.json" if is_joints(video) else f"{video.name}/{video.paths[-1].stem}.png"
+            wanted = [self.export.path / last]
         if self.pictures:
             wanted += [
                 self.pictures / f"{video.name}{suffix}" for suffix in (".png", ".mp4")[: 1 + bool(self.write_video)]
@@ -240,14 +246,17 @@ def _place() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _wait_for_all(folder: Folder, videos: Sequence[Video[Any]], report: Report) -> dict[str, Record]:
-    """The records of all videos, once every process has left its own; torchrun stops all of them when one fails."""
+def _wait_for_all(folder: Folder, files: Files, videos: Sequence[Video[Any]], report: Report) -> dict[str, Record]:
+    """The records of all videos, once every process has left its own, and all the files that were asked for.
+
+    torchrun stops all processes when one fails.
+    """
     records: dict[str, Record] = {}
     told, start = False, time.monotonic()
     while True:
         for video in videos:
             record = None if video.name in records else folder.record(video)
-            if record is not None:
+            if record is not None and files.are_there(video):
                 records[video.name] = record
         missing = len(videos) - len(records)
         if not missing:

@@ -3,13 +3,14 @@
 import json
 import re
 import weakref
+from itertools import islice
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cli.main import main
-from dataset_loader.decoding import decode_all
+from dataset_loader.decoding import Video, decode_all
 from dataset_loader.encoding import write_video
 from dataset_loader.synthetic import synthetic_video
 from evaluation.features import Source, pixel_features
@@ -95,7 +96,8 @@ def small_jhmdb_like(tmp_path):
         (tmp_path / "pictures" / "dog").mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(tmp_path / "pictures" / "dog" / f"{t}.png")
     entries = [{"frame": str(t), "joints": {"5": [30 + t, 20], "8": [60, 40]}} for t in (0, 2, 4)]
-    file = tmp_path / "joints.json"
+    file = tmp_path / "joints" / "dog.json"
+    file.parent.mkdir()
     file.write_text(json.dumps({"joints": {"5": "nose", "8": "tail"}, "sequences": {"dog": entries}}))
     return file, tmp_path / "pictures"
 
@@ -114,9 +116,11 @@ def small_jhmdb_like(tmp_path):
         (["joints", "--data", "{camvid}"], "joints need --pictures as well"),
         (["jhmdb", "--data", "{camvid}", "--split", "7"], "JHMDB has the splits 1, 2 and 3"),
         (["folder", "--data", "{camvid}/frames"], "folder needs --mask as well"),
+        (["folder", "--data", "{camvid}/frames/0.png"], "folder needs --mask as well"),
+        (["folder", "--data", "{camvid}/no.mp4", "--mask", "{camvid}/labels/0.png"], "no.mp4 does not exist"),
         (
-            ["folder", "--data", "{camvid}/frames/0.png"],
-            "is a file; to follow something through a video: siammae track",
+            ["folder", "--data", "{camvid}/frames", "--mask", "{camvid}/labels/0.png", "--sequences", "x"],
+            "there is no video called x among those of the list",
         ),
     ],
 )
@@ -138,6 +142,31 @@ def clip(tmp_path):
     frames = scene.frames.transpose(0, 2, 3, 1)[:, :, :97]
     write_video(tmp_path / "mine.mkv", frames, times, pixel_format="yuv444p")
     return tmp_path / "mine.mkv"
+
+
+def test_anyone_s_video_file_is_followed_as_its_pictures_are(clip, tmp_path, capsys, monkeypatch):
+    frames, _ = decode_all(clip)
+    (tmp_path / "mine").mkdir()
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / "mine" / f"{number:05d}.png")
+    (tmp_path / "marks").mkdir()
+    Image.fromarray(points_to_mask(["30,20,2", "70,40,5"], (62, 97))).save(tmp_path / "marks" / "first.png")
+    (tmp_path / "clips").mkdir()
+    clip = clip.rename(tmp_path / "clips" / clip.name)
+    words = ["eval", "folder", "--mask", tmp_path / "marks" / "first.png", "--source", "pixels", "--device", "cpu"]
+    words += ["--protocol", "dino", "--size", "short64", "--videos"]
+    for name, data in (("file", clip), ("pictures", tmp_path / "mine")):
+        options = ["--data", data, "--out", tmp_path / name, "--export", tmp_path / name / "masks"]
+        assert main([str(word) for word in [*words, *options]]) == 0
+        assert "nothing to score against" in capsys.readouterr().out
+    files = ["index.html", "pictures/mine.png", "pictures/mine.mp4", *(f"masks/mine/{t:05d}.png" for t in range(12))]
+    for name in files:
+        assert (tmp_path / "file" / name).read_bytes() == (tmp_path / "pictures" / name).read_bytes(), name
+    whole = Video.each_frame
+    monkeypatch.setattr(Video, "each_frame", lambda self: islice(whole(self), 7))
+    options = ["--data", clip, "--out", tmp_path / "broken"]
+    assert main([str(word) for word in [*words, *options]]) == 2
+    assert "mine.mkv: gives fewer frames than the 12 that it states: get it again" in capsys.readouterr().err
 
 
 def test_track_keeps_the_video_s_times_and_size(clip, tmp_path, capsys):
@@ -194,7 +223,10 @@ def test_track_from_a_mask(clip, tmp_path, capsys):
         ([*other, "--points", "30,20", "30,x"], "the point '30,x' is not x,y,label, such as 120,80,1"),
         ([*other, "--points", "30,20,0"], "the point '30,20,0' is not x,y,label"),
         ([*other, "--points", "20,70,1"], "lies outside of the frame, which is 97 wide and 62 high"),
-        ([*other, "--points", "20,30,1", "--size", "16x16"], "covers the centre of none of the 1×1 patches"),
+        (
+            [*other, "--points", "20,30,1", "--size", "16x16"],
+            "siammae track: the object 1 of the first mask covers the centre of none of the 1×1 patches",
+        ),
         ([*other, "--points", "20,30,1", "--source", "copy"], "copy is a control of `siammae eval`"),
         (["track", str(tmp_path / "one.mp4"), "--points", "9,9,1"], "has 1 frame; following needs at least 2"),
         (["track", str(tmp_path / "no.mp4"), "--points", "9,9,1"], "no.mp4: cannot be read"),
@@ -204,6 +236,26 @@ def test_track_from_a_mask(clip, tmp_path, capsys):
         said = capsys.readouterr().err.splitlines()[-1]
         assert sentence in said, said
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["letter.txt"]
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_holds_one_track(clip, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["track", str(clip), "--out", str(out), "--source", "pixels", "--device", "cpu", "--size", "short128"]
+    assert main([*words, "--points", "30,20,1"]) == 0
+    (out / "overlay.mp4").unlink()  # as an interruption leaves it
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    write_video(tmp_path / "short.mkv", decode_all(clip)[0][:5], 25, pixel_format="yuv444p")
+    short = ["track", str(tmp_path / "short.mkv"), *words[2:]]
+    for arguments, sentence in (
+        ([*short, "--points", "30,20,1"], r"out holds results of another run \(video was .* bytes was"),
+        ([*words, "--points", "30,20,2"], r"out holds results of another run \(first was"),
+        ([*words, "--points", "30,20,1", "--context", "3"], "protocol context was 7 and is now 3"),
+    ):
+        capsys.readouterr()
+        assert main(arguments) == 2 and re.search(sentence, capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    assert main([*words, "--points", "30,20,1"]) == 0
 
 
 def test_tracking_holds_a_batch_of_frames_at_most():

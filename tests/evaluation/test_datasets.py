@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from evaluation.datasets import davis, dense_labels, folder, jhmdb, keypoints, read_mask, vip
+from evaluation.datasets import davis, dense_labels, folder, jhmdb, keypoints, read_mask, recording, vip
 from evaluation.follow import follow_joints, follow_mask
 from evaluation.metrics import mean_iou, pck
 from evaluation.protocols import protocol
@@ -174,6 +174,13 @@ BAD = {
 }
 
 
+def test_what_was_not_asked_for_need_not_be_there(davis_root):
+    remove_tree(davis_root / "JPEGImages/480p/cow")
+    assert [video.name for video in davis(davis_root, names=["bear"])] == ["bear"]
+    with pytest.raises(InputError, match="there is no video called dog, hen among those of the list"):
+        next(davis(davis_root, names=["hen", "bear", "dog"]))
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_a_sentence(davis_root, case):
     break_it, message = BAD[case]
@@ -220,10 +227,12 @@ def test_vip_and_folders_per_video(tmp_path):
         for root in ("Annotations/Category_ids/videos7", "labels/a", "labels/b"):
             save(tmp_path / root / f"{t:04d}.png", mask((19, 0, 0)))
     (tmp_path / "lists").mkdir()
-    (tmp_path / "lists" / "val_videos.txt").write_text("videos7\n")
-    (video,) = vip(tmp_path)
+    (tmp_path / "lists" / "val_videos.txt").write_text("absent\nvideos7\n")
+    (video,) = vip(tmp_path, names=["videos7"])
     assert (video.name, len(video), video.first.max()) == ("videos7", 3, 19)
     assert [video.name for video in dense_labels(tmp_path)] == ["a", "b"]
+    remove_tree(tmp_path / "labels" / "a")
+    assert [video.name for video in dense_labels(tmp_path, ["b"])] == ["b"]
     with pytest.raises(InputError, match="lacks the folders frames/ and labels/"):
         next(dense_labels(tmp_path / "lists"))
 
@@ -237,6 +246,29 @@ def test_anyone_s_folder(tmp_path):
     save(tmp_path / "first.png", mask((1, 4, 4))[1:])
     with pytest.raises(InputError, match=r"first.png is 31×48, but its picture .* is 32×48"):
         folder(tmp_path / "mine", tmp_path / "first.png")
+
+
+def test_anyone_s_recording_is_decoded_as_it_is_gone_through(tmp_path):
+    decoded = []
+
+    def decode(numbers):
+        for number in numbers:
+            decoded.append(number)
+            yield picture(mask(), seed=number)
+
+    save(tmp_path / "first.png", mask((1, 4, 4)))
+    video = recording(tmp_path / "clip.mp4", 5, decode, tmp_path / "first.png")
+    assert (video.name, len(video), video.first.sum(), decoded) == ("clip", 5, 64, [0])
+    frames = video.frames()
+    next(frames), next(frames)
+    assert decoded == [0, 0, 1] and [path.stem for path in video.paths][-1] == "00004"
+    np.testing.assert_array_equal([*video.frames([1, 3])][1], picture(mask(), seed=3))
+    assert [index for index, *_ in video.truth([video.first] * 5)] == [0]
+    save(tmp_path / "first.png", mask((1, 4, 4))[1:])
+    with pytest.raises(InputError, match=r"first.png is 31×48, but its picture .*clip.mp4/00000 is 32×48"):
+        recording(tmp_path / "clip.mp4", 5, decode, tmp_path / "first.png")
+    with pytest.raises(InputError, match="clip.mp4 has 1 frame; following needs at least 2"):
+        recording(tmp_path / "clip.mp4", 1, decode, tmp_path / "first.png")
 
 
 @pytest.fixture
@@ -266,6 +298,8 @@ def test_jhmdb_counts_joints_from_zero(jhmdb_root):
     assert len(joints) == 3 and joints[0].shape == (15, 2)
     (jhmdb_root / "splits" / "catch_test_split1.txt").rename(jhmdb_root / "catch_test_split1.txt")
     assert len(list(jhmdb(jhmdb_root))) == 1
+    (jhmdb_root / "catch_test_split1.txt").write_text("absent.avi 2\na_clip.avi 2\n")
+    assert [video.name for video in jhmdb(jhmdb_root, names=["catch/a_clip"])] == ["catch/a_clip"]
 
 
 def test_bad_joints_get_a_sentence(jhmdb_root):
@@ -294,8 +328,8 @@ def test_keypoints_start_at_the_first_labelled_frame(tmp_path):
         {"frame": "00004", "joints": {"8": [3, 4]}},
     ]
     file = tmp_path / "joints.json"
-    file.write_text(json.dumps({"joints": {"5": "nose", "8": "tail"}, "sequences": {"dog": entries}}))
-    (video,) = keypoints(file, tmp_path)
+    file.write_text(json.dumps({"joints": {"5": "nose", "8": "tail"}, "sequences": {"cat": entries, "dog": entries}}))
+    (video,) = keypoints(file, tmp_path, ["dog"])
     assert [path.stem for path in video.paths] == ["00001", "00002", "00003", "00004"]
     np.testing.assert_array_equal(video.first, [[30, 20], [3, 4]])  # in the order in which they are declared
     assert [index for index, *_ in video.truth([video.first] * 4)] == [0, 3]

@@ -172,8 +172,27 @@ def test_lost_joints_are_left_out_publicly_and_missed_strictly():
     result[1, 2] = (-1, -1)
     public, strict = joint_errors(truth, result), joint_errors(truth, result, strict=True)
     np.testing.assert_allclose(public[1], [6 / 30, 0, np.nan])
-    np.testing.assert_allclose(strict[1], [6 / 60, 0, np.inf])
-    assert pck([public], 0.1) == 1 / 2 and pck([strict], 0.1) == pytest.approx(2 / 3)
+    np.testing.assert_allclose(strict[1], [6 / 30, 0, np.inf])
+    assert pck([public], 0.2) == 1 and pck([strict], 0.2) == pytest.approx(2 / 3)
+    result[1] = -1
+    assert np.isnan(joint_errors(truth, result)).all()
+    assert np.isinf(joint_errors(truth, result, strict=True)[1]).all()
+
+
+def test_the_strict_count_counts_more_and_finds_no_more():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        truth = generator.uniform(0, 40, (6, 5, 2))
+        result = truth + generator.normal(0, 4, truth.shape)
+        result[generator.random((6, 5)) < 0.4] = -1
+        truth[generator.random((6, 5)) < 0.1] = np.nan
+        public, strict = joint_errors(truth, result), joint_errors(truth, result, strict=True)
+        known = np.isfinite(truth[1:]).all(axis=2)
+        np.testing.assert_array_equal(~np.isnan(strict[1:]), known)
+        np.testing.assert_array_equal(strict[np.isfinite(strict)], public[np.isfinite(strict)])
+        for alpha in (0.1, 0.3, 0.5):
+            np.testing.assert_array_equal((public <= alpha).sum(axis=0), (strict <= alpha).sum(axis=0))
+            assert pck([strict], alpha) <= pck([public], alpha)
 
 
 def test_joints_without_truth_are_not_counted():

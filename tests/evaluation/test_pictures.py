@@ -11,9 +11,9 @@ from PIL import Image
 
 from cli.eval import write_mp4
 from dataset_loader.decoding import decode_all
-from evaluation.benchmarks import CAMVID, JOINTS, OBJECTS
+from evaluation.benchmarks import CAMVID, JOINTS, OBJECTS, UNSCORED
 from evaluation.controls import Copy
-from evaluation.datasets import davis, dense_labels, jhmdb
+from evaluation.datasets import davis, dense_labels, folder, jhmdb, keypoints, read_frame, recording
 from evaluation.features import feature_source
 from evaluation.page import write_page
 from evaluation.pictures import (
@@ -110,8 +110,9 @@ def test_nothing_is_written_into_a_data_set_and_nothing_fetched(benchmark, read,
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     before = listing()
     for source in (feature_source("pixels"), Copy()):
-        options = dict(benchmark=benchmark, export=tmp_path / "export", write_video=write_mp4, report=lambda line: None)
-        evaluate(read(root), source, RULES, tmp_path / source.name, **options)
+        places = dict(out=tmp_path / source.name, export=tmp_path / "exports" / source.name)
+        options = dict(benchmark=benchmark, write_video=write_mp4, report=lambda line: None)
+        evaluate(read(root), source, RULES, **places, **options)
         for inside in (root, root / "results", root / "x" / ".." / "y"):
             for place in (dict(out=inside), dict(out=tmp_path / "elsewhere", export=inside)):
                 with pytest.raises(InputError, match=r"lies in the data set's folder .*, where nothing is written"):
@@ -121,6 +122,27 @@ def test_nothing_is_written_into_a_data_set_and_nothing_fetched(benchmark, read,
         with pytest.raises(InputError, match="lies in the data set's folder"):
             evaluate(read(root), source, RULES, tmp_path / "link" / "out", benchmark=benchmark)
     assert listing() == before
+
+
+def test_the_folders_of_single_files_are_a_data_set_s_too(small_davis, small_keypoints, tmp_path, monkeypatch):
+    file, pictures = small_keypoints
+    mask = small_davis / "Annotations" / "480p" / "two" / "00000.png"
+    frames = small_davis / "JPEGImages" / "480p" / "two"
+    clip = tmp_path / "clips" / "a.mp4"
+    own = recording(clip, 4, lambda numbers: (read_frame(frames / f"{n:05d}.png") for n in numbers), mask)
+    for videos, folders, benchmark in (
+        (list(keypoints(file, pictures)), (file.parent, pictures), JOINTS),
+        ([folder(frames, mask)], (frames, mask.parent), UNSCORED),
+        ([own], (clip.parent, mask.parent), UNSCORED),
+    ):
+        options = dict(benchmark=benchmark, report=lambda line: None)
+        for inside in folders:
+            for place in (dict(out=inside / "out"), dict(out=tmp_path / "elsewhere", export=inside / "out")):
+                with pytest.raises(InputError, match=r"lies in the data set's folder .*, where nothing is written"):
+                    evaluate(videos, Copy(), RULES, **place, **options)
+    assert not (tmp_path / "elsewhere").exists()
+    monkeypatch.chdir(mask.parent)  # whoever works beside a mask may put results there
+    evaluate([folder(frames, "00000.png")], Copy(), RULES, "out", benchmark=UNSCORED, report=lambda line: None)
 
 
 @pytest.fixture

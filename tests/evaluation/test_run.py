@@ -6,7 +6,9 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,12 +130,72 @@ def test_a_folder_holds_one_run(small_davis, tmp_path, make):
         evaluate(davis(small_davis), source(weights="a"), RULES, out, report=quiet)
 
 
+@pytest.mark.parametrize("place", ["out", "export"])
+def test_a_folder_with_somebody_s_files_is_refused(place, small_davis, tmp_path):
+    mine = tmp_path / "mine" / "two" / "00000.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    folders = {"out": tmp_path / "out", place: tmp_path / "mine"}
+    with pytest.raises(InputError, match="mine holds files that are not of this run, and is not overwritten; name"):
+        evaluate(davis(small_davis), source(), RULES, report=quiet, **folders)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and small_davis not in path.parents] == [mine]
+    mine.rename(tmp_path / "mine" / ".letter")
+    mine.parent.rmdir()
+    evaluate(davis(small_davis), source(), RULES, report=quiet, **folders)  # dot-files are in nobody's way
+    assert (tmp_path / "mine" / ".letter").read_text() == "mine"
+
+
+def test_a_folder_of_exports_holds_one_run(small_davis, tmp_path, make):
+    seen, masks = [], tmp_path / "masks"
+    options = dict(protocol=RULES, export=masks, report=quiet)
+    counting = source(on_encode=lambda images: seen.append(1))
+    evaluate(davis(small_davis), counting, out=tmp_path / "one", **options)
+    before = {path: path.read_bytes() for path in masks.rglob("*.png")}
+    assert len(seen) == 15 == len(before) and sorted(path.name for path in masks.glob("[!.]*")) == ["ant", "cow", "two"]
+    evaluate(davis(small_davis), counting, out=tmp_path / "one", **options)
+    assert len(seen) == 15  # found again
+    with pytest.raises(InputError, match="masks holds results of another run .source name was 'pixels of 4' and is"):
+        evaluate(davis(small_davis), Copy(), out=tmp_path / "two", **options)
+    assert not (tmp_path / "two").exists()
+    make.save(small_davis / "Annotations" / "480p" / "ant" / "00000.png", make.boxes((1, 0, 0)))
+    with pytest.raises(InputError, match="ant.json is about another video 'ant' than the one given"):
+        evaluate(davis(small_davis, names=["ant"]), counting, out=tmp_path / "three", **options)
+    assert {path: path.read_bytes() for path in masks.rglob("*.png")} == before
+
+
+def test_a_process_waits_for_the_files_that_others_write(small_davis, tmp_path, monkeypatch):
+    out, waited = tmp_path / "out", []
+    evaluate(davis(small_davis), source(), RULES, out, report=quiet)
+    more = dict(export=tmp_path / "masks", pictures=True, report=quiet)
+
+    def meanwhile(seconds):
+        waited.append(sorted(path.name for path in (out / "pictures").iterdir()))
+        assert not (out / "index.html").exists()
+        monkeypatch.setenv("RANK", "1")
+        evaluate(davis(small_davis), source(), RULES, out, **more)
+
+    clock = SimpleNamespace(perf_counter=time.perf_counter, monotonic=time.monotonic, sleep=meanwhile)
+    monkeypatch.setattr("evaluation.run.time", clock)  # not the module's own, which subprocess sleeps by as well
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    evaluate(davis(small_davis), source(), RULES, out, **more)
+    assert waited == [["ant.png"]] and (out / "index.html").is_file()
+
+
 @pytest.mark.parametrize("launcher", ["environment", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_two_processes_give_what_one_gives(launcher, small_davis, tmp_path, capsys):
     options = ["--data", small_davis, "--source", "pixels", "--protocol", "dino", "--size", "32x48", "--videos"]
     arguments = [str(word) for word in ["eval", "davis", *options, "--device", "cpu", "--out"]]
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "cli.main", *arguments, str(tmp_path / "two")]
+    command = [
+        sys.executable,
+        "-m",
+        "cli.main",
+        *arguments,
+        str(tmp_path / "two"),
+        "--export",
+        str(tmp_path / "two" / "masks"),
+    ]
     if launcher == "torchrun":
         command[1:2] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
         environments = [shared]
@@ -146,7 +208,7 @@ def test_two_processes_give_what_one_gives(launcher, small_davis, tmp_path, caps
     ended = [process.communicate(timeout=200) for process in running]
     assert [process.returncode for process in running] == [0] * len(running), ended
     two_lines = [line for output, _ in ended for line in output.splitlines()]
-    assert main([*arguments, str(tmp_path / "one")]) == 0
+    assert main([*arguments, str(tmp_path / "one"), "--export", str(tmp_path / "one" / "masks")]) == 0
     outputs = [two_lines, capsys.readouterr().out.splitlines()]
     two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
     assert two["row"] == one["row"]
@@ -158,6 +220,7 @@ def test_two_processes_give_what_one_gives(launcher, small_davis, tmp_path, caps
         "index.html",
         "pictures/ant.png",
         "pictures/two.mp4",
+        "masks/cow/00004.png",
     ):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     for lines in outputs:
