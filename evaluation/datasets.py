@@ -90,7 +90,10 @@ def davis(
     one that never appears scores 1.
     """
     root = Path(root)
-    for name in select(read_list(root / "ImageSets" / str(year) / f"{split}.txt"), names):
+    listed, other = (root / "ImageSets" / str(y) / f"{split}.txt" for y in (year, 4033 - year))
+    if other.is_file() and not listed.exists():
+        raise InputError(f"{listed} does not exist, but {other} does: give year {4033 - year}")
+    for name in select(read_list(listed), names):
         pictures, masks = (root / kind / resolution / name for kind in ("JPEGImages", "Annotations"))
         yield mask_video(name, pictures, masks, _binary if year == 2016 else _without_void, roots=(root,))
 

@@ -31,6 +31,10 @@ def objects(t, *more):
 
 # What is wrong: how to bring it about (root of the data set, helpers) and what is said.
 SENTENCES = {
+    "the lists of the other DAVIS": (
+        lambda root, make: (root / "ImageSets/2017").rename(root / "ImageSets/2016"),
+        "2016/val.txt does: give year 2016",
+    ),
     "a missing sequence": (
         lambda root, make: delete(root / "JPEGImages/480p/two"),
         "two does not exist: expected a folder with the pictures of a video",
