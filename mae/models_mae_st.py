@@ -12,7 +12,7 @@ Legend: B batch, F frames, T steps in time, N = T·h·w tubelets, K kept (visibl
 predicted in a place, h w patch grid, H W pixels; t frames and p×p pixels in a tubelet, of whose frames u are predicted.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -25,6 +25,11 @@ from mae.files import InputError
 from mae.masking import MaskKind, clip_masking
 from mae.models_mae import LayerNorm, MAEEncoder, init_weights, noise_for, positions_for, restore_tokens, through
 from mae.patches import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAE_ST_MEAN,
+    MAE_ST_STD,
+    denormalize,
     grid_size,
     masked_loss,
     normalize,
@@ -53,7 +58,8 @@ class SpatiotemporalMAE(nn.Module):
     """MAE-ST: what `SiamMAE` is to pairs, to clips of `num_frames` frames.
 
     pred_t_dim frames are predicted, the same number in each step. mask_kind is one of `mae.masking.clip_masking`'s.
-    `grid` is the patch grid (h, w) and `steps` the T that the model was built for.
+    `grid` is the patch grid (h, w) and `steps` the T that the model was built for. pixel_mean, pixel_std: of the three
+    channels of frames in [0, 1], what the model takes out of them; those of the public weights unless given.
 
     How it is computed, which is no part of `config`: checkpointing keeps only what enters each block in training and
     computes the rest twice. decoder_float32 takes the decoder out of autocast's reach, in full precision.
@@ -73,6 +79,8 @@ class SpatiotemporalMAE(nn.Module):
         decoder_depth: int = 4,
         decoder_num_heads: int = 16,
         mlp_ratio: float = 4.0,
+        pixel_mean: Sequence[float] = MAE_ST_MEAN,
+        pixel_std: Sequence[float] = MAE_ST_STD,
         norm_pix_loss: bool = True,
         mask_ratio: float = 0.9,
         mask_kind: MaskKind = "agnostic",
@@ -95,8 +103,9 @@ class SpatiotemporalMAE(nn.Module):
             img_size=img_size, patch_size=patch_size, num_frames=num_frames, t_patch_size=t_patch_size,
             pred_t_dim=pred_t_dim, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
             decoder_embed_dim=decoder_embed_dim, decoder_depth=decoder_depth, decoder_num_heads=decoder_num_heads,
-            mlp_ratio=mlp_ratio,
+            mlp_ratio=mlp_ratio, pixel_mean=list(pixel_mean), pixel_std=list(pixel_std),
         )  # fmt: skip
+        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.patch_size, self.t_patch_size, self.num_frames = patch_size, t_patch_size, num_frames
         self.predicted_in_step = pred_t_dim // self.steps
         self.norm_pix_loss, self.mask_ratio, self.mask_kind = norm_pix_loss, mask_ratio, mask_kind
@@ -235,7 +244,7 @@ class SpatiotemporalMAE(nn.Module):
         many tubelets in time the still clip is, the model's own number unless given; 1 is the cheapest.
         """
         frames = self.t_patch_size * (self.steps if steps is None else steps)
-        still = normalize(images)[:, None].expand(-1, frames, -1, -1, -1)
+        still = self.normalize(images)[:, None].expand(-1, frames, -1, -1, -1)
         return self._features(still).mean(dim=1)
 
     def encode_clip(self, video: Tensor) -> Tensor:
@@ -250,7 +259,15 @@ class SpatiotemporalMAE(nn.Module):
         """Clips [B, F, 3, H, W] as they come → normalised."""
         if video.ndim != 5 or video.shape[2] != 3:
             raise InputError(f"video has shape {list(video.shape)}; expected [B, F, 3, H, W]: clips of frames in RGB")
-        return normalize(video)
+        return self.normalize(video)
+
+    def normalize(self, frames: Tensor) -> Tensor:
+        """Frames [..., 3, H, W] (uint8, or floats in [0, 1]) → the pixels that the model reads and predicts."""
+        return normalize(frames, self.pixel_mean, self.pixel_std)
+
+    def denormalize(self, pixels: Tensor) -> Tensor:
+        """The inverse of `normalize`: [..., 3, H, W] in [0, 1]."""
+        return denormalize(pixels, self.pixel_mean, self.pixel_std)
 
     def steps_and_grid(self, pixels: Tensor) -> tuple[int, tuple[int, int]]:
         """T and (h, w) of clips [B, F, 3, H, W]."""
@@ -270,6 +287,15 @@ class SpatiotemporalMAE(nn.Module):
         return split_qkv(self.state_dict())
 
 
+def pixel_statistics(config: Mapping[str, Any]) -> dict[str, Any]:
+    """pixel_mean and pixel_std of a `config` that was written: ImageNet's where it has none.
+
+    Before they were a part of it, all models were trained with ImageNet's.
+    """
+    return {name: config.get(name, value) for name, value in _IMAGENET.items()}
+
+
+_IMAGENET = dict(pixel_mean=IMAGENET_MEAN, pixel_std=IMAGENET_STD)
 _QKV = (".attn.q.", ".attn.k.", ".attn.v.")
 
 
@@ -306,13 +332,15 @@ def inflate(mae: MAEEncoder, **arguments: Any) -> SpatiotemporalMAE:
     """A MAE-ST that begins with the encoder of an image MAE: of a still clip of one tubelet it gives MAE's features.
 
     The patch embedding is spread evenly over a tubelet's frames (as Carreira & Zisserman 2017 inflate filters);
-    positions of places and class token are MAE's, those of time begin at zero; class token, blocks and norm are copied.
-    The decoder is new. arguments: keywords of `SpatiotemporalMAE` that MAE does not decide, and img_size.
+    positions of places and class token are MAE's, those of time begin at zero; class token, blocks and norm are copied,
+    and pixels are normalised as MAE does. The decoder is new. arguments: keywords of `SpatiotemporalMAE` that MAE does
+    not decide, and img_size.
     """
-    decided = [name for name in arguments if name in mae.encoder_config and name != "img_size"]
+    given = {**mae.encoder_config, **_IMAGENET}
+    decided = [name for name in arguments if name in given and name != "img_size"]
     if decided:
         raise InputError(f"{', '.join(decided)} of an inflated model are the image model's and cannot be given")
-    model = SpatiotemporalMAE(**{**mae.encoder_config, **arguments})
+    model = SpatiotemporalMAE(**{**given, **arguments})
     own = model.state_dict()
     state = {k: v for k, v in mae.state_dict().items() if k in own and k.startswith(("blocks.", "norm.", "cls_token"))}
     state["patch_embed.proj.bias"] = mae.patch_embed.proj.bias

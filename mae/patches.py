@@ -4,23 +4,29 @@ Legend: B batch, F frames, N patches, P pixels in a patch (p·p·C), h w patch g
 T steps in time, t frames in a tubelet.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mae.files import InputError
 
-# The statistics that the public MAE weights were trained with; they stand here and nowhere else.
+# The statistics that the public weights of MAE and of MAE-ST were trained with; they stand here and nowhere else.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAE_ST_MEAN = (0.45, 0.45, 0.45)  # facebookresearch/mae_st, util/kinetics.py
+MAE_ST_STD = (0.225, 0.225, 0.225)
 
 
-def normalize(frames: Tensor) -> Tensor:
-    """uint8 frames, or floats in [0, 1], `[..., 3, H, W]` in RGB → float32 with ImageNet's mean and std taken out."""
-    mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
+def normalize(frames: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """uint8 frames, or floats in [0, 1], `[..., 3, H, W]` in RGB → float32 with the channels' mean and std taken out.
+
+    mean and std are of frames in [0, 1].
+    """
+    middle, spread = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (mean, std))
     if frames.dtype == torch.uint8:
-        return (frames.float() - 255 * mean) / (255 * std)
+        return (frames.float() - 255 * middle) / (255 * spread)
     if not frames.is_floating_point():
         raise InputError(f"frames are {frames.dtype}; expected uint8, or floats in [0, 1]")
     if not torch.compiler.is_compiling():
@@ -30,14 +36,13 @@ def normalize(frames: Tensor) -> Tensor:
                 f"float frames lie in [{low:.3g}, {high:.3g}]; expected [0, 1]: the model normalises them itself, "
                 "so pass them as they come from the decoder"
             )
-    return (frames.float() - mean) / std
+    return (frames.float() - middle) / spread
 
 
-def denormalize(pixels: Tensor) -> Tensor:
+def denormalize(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
     """The inverse of `normalize`: float32 `[..., 3, H, W]`, in [0, 1] where the input came from an image."""
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(3, 1, 1)
-    return pixels * std + mean
+    middle, spread = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
+    return pixels * spread + middle
 
 
 def grid_size(height: int, width: int, patch_size: int) -> tuple[int, int]:

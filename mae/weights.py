@@ -4,6 +4,7 @@ A file that is not what it should be gets one sentence: what was found, and what
 """
 
 import argparse
+import ast
 import pickletools
 import re
 import warnings
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from mae.download import download, is_web_page
 from mae.files import InputError
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT
-from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, fuse_qkv, inflate
+from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, fuse_qkv, inflate, pixel_statistics
 
 _PUBLIC = "https://dl.fbaipublicfiles.com/mae"
 # What MAE's authors publish, preferred first: models that predict plain pixels, the same with a GAN loss, models that
@@ -81,9 +82,10 @@ def load_pretrained_st(path: str | Path, arch: str, **overrides: Any) -> Spatiot
     """A MAE-ST of the named architecture with the weights of a file, or of the public file that a folder holds.
 
     Separate q, k, v are fused. The weights of an image MAE of the same size are inflated (`inflate`), and the decoder
-    stays as it was initialised; so it does for a file without a decoder, and that is said. `norm_pix_loss` is what the
-    file's training arguments say, unless it is given; else True, as for the public weights. Raises `InputError` for a
-    file that does not fit to the last name: clips of another size or length are for the model to interpolate.
+    stays as it was initialised; so it does for a file without a decoder, and that is said. How pixels are normalised,
+    and `norm_pix_loss`, are what a checkpoint or an export of this workspace says, unless they are given; else as for
+    the public weights, but for a `norm_pix_loss` among the file's training arguments. Raises `InputError` for a file
+    that does not fit to the last name: clips of another size or length are for the model to interpolate.
     """
     if arch not in ARCHITECTURES_ST:
         raise InputError(f"unknown architecture {arch!r}; there are {', '.join(ARCHITECTURES_ST)}")
@@ -100,8 +102,11 @@ def load_pretrained_st(path: str | Path, arch: str, **overrides: Any) -> Spatiot
     encoder_only = not any(_matches(name, _DECODER_ST) for name in state)
     if encoder_only:
         print(f"{path.name} holds an encoder only: the decoder starts untrained", flush=True)
-    normalised = getattr(checkpoint.get("args"), "norm_pix_loss", True)
-    model = ARCHITECTURES_ST[arch](**{"norm_pix_loss": encoder_only or bool(normalised), **overrides})
+    config, normalised = checkpoint.get("config"), getattr(checkpoint.get("args"), "norm_pix_loss", True)
+    known: dict[str, Any] = {"norm_pix_loss": encoder_only or bool(normalised)}
+    if isinstance(config, Mapping) and config.get("model") == "MAE-ST":
+        known = {"norm_pix_loss": config.get("norm_pix_loss", True), **pixel_statistics(config)}
+    model = ARCHITECTURES_ST[arch](**{**known, **overrides})
     load_strictly(model, state, allowed_missing=_DECODER_ST if encoder_only else (), source=path)
     return model
 
@@ -120,6 +125,7 @@ def download_pretrained_model(model_url: str, chkpt_dir: str | Path, **options: 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """The dict in a file written by torch.save (zip or legacy) or by safetensors, on the CPU.
 
+    A safetensors file of `siammae export` that names its model is read as {"model": tensors, "config": plain values}.
     Only tensors, plain values and `argparse.Namespace` are restored, and no code of the file runs. With `mmap` the
     tensors of a zip file stay on the disk until they are used: for reading at once, not for keeping. Raises
     `InputError` for everything else.
@@ -215,13 +221,24 @@ def _check_checkpoint(path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        state = load_file(path)
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+        return {"model": state, "config": {k: _plain(v) for k, v in about.items()}} if "model" in about else state
     except SafetensorError as error:
         raise InputError(f"{path} is a damaged or cut off safetensors file ({error}): get it again") from error
+
+
+def _plain(text: str) -> Any:
+    """The value that `str` wrote, for safetensors keeps nothing else."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _read_torch(path: Path, *, mmap: bool) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from mae.models_mae import (
     restore_tokens,
     through,
 )
-from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE
-from mae.patches import grid_size, masked_loss, normalize, normalize_patches
+from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, pixel_statistics
+from mae.patches import denormalize, grid_size, masked_loss, normalize, normalize_patches
 from mae.positions import sincos_positions
 from mae.weights import download_pretrained_model, load_pretrained_st
 from mae.weights import load_pretrained as prepare_model
@@ -255,7 +255,7 @@ class SiamMAE(nn.Module):
                 f"a joint encoder reads f1 anew with each future, so {futures} futures cannot share it; use futures=1, "
                 "or the siamese encoder"
             )
-        frames = normalize(video)
+        frames = self.normalize(video)
         past, future = frames[:, 0], frames[:, 1:].flatten(0, 1)
         h, w = grid_size(video.shape[-2], video.shape[-1], self.patch_size)
         if noise is None and seeds is not None:
@@ -290,6 +290,14 @@ class SiamMAE(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Frames [B, 3, H, W] (uint8, or floats in [0, 1]) → features [B, h, w, D]; see `MAEEncoder.encode`."""
         return self.encoder.encode(images)
+
+    def normalize(self, frames: Tensor) -> Tensor:
+        """Frames [..., 3, H, W] (uint8, or floats in [0, 1]) → the pixels that the model reads and predicts."""
+        return normalize(frames)
+
+    def denormalize(self, pixels: Tensor) -> Tensor:
+        """The inverse of `normalize`: [..., 3, H, W] in [0, 1]."""
+        return denormalize(pixels)
 
     def patchify(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] → [B, N, P]."""
@@ -346,7 +354,7 @@ def build_model(config: str | dict[str, Any], *, weights: str | None = None, **o
     arguments = {**config, **overrides}
     kind = arguments.pop("model", None)
     if kind == "MAE-ST":
-        return SpatiotemporalMAE(**arguments)
+        return SpatiotemporalMAE(**{**pixel_statistics(config), **arguments})
     if kind != "SiamMAE":
         raise InputError(f"this configuration is of a model {kind!r}; expected 'SiamMAE' or 'MAE-ST'")
     return SiamMAE(MAEEncoder(**arguments.pop("mae")), **arguments)

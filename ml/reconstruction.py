@@ -15,7 +15,7 @@ from torch import Tensor
 from mae.files import InputError
 from mae.masking import MaskKind
 from mae.models_mae_st import SpatiotemporalMAE
-from mae.patches import denormalize, grid_size, normalize, normalize_patches
+from mae.patches import grid_size, normalize_patches
 from ml.SiamMAE import Model, SiamMAE
 
 Statistics = Literal["past", "target"]
@@ -72,7 +72,7 @@ def reconstruct(
     """
     video, loss, prediction, mask = _predict(model, video, seed)
     grid = grid_size(video.shape[-2], video.shape[-1], model.patch_size)
-    past, future = normalize(video).unbind(1)
+    past, future = model.normalize(video).unbind(1)
     if model.norm_pix_loss:
         source = model.patchify(past if statistics == "past" else future)
         variance, mean = torch.var_mean(source, dim=-1, keepdim=True)
@@ -87,11 +87,11 @@ def reconstruct(
     raw = model.unpatchify(prediction, grid)
 
     return Reconstruction(
-        past=_show(past),
-        future=_show(future),
-        masked=torch.where(hidden[0].cpu() == 1, 0.5, _show(future)),
-        pasted=_show(torch.where(hidden == 1, raw, future)),
-        raw=_show(raw),
+        past=_show(model, past),
+        future=_show(model, future),
+        masked=torch.where(hidden[0].cpu() == 1, 0.5, _show(model, future)),
+        pasted=_show(model, torch.where(hidden == 1, raw, future)),
+        raw=_show(model, raw),
         loss=loss.item(),
         gap=None if time is None else float(time[1] - time[0]),
         caption=how,
@@ -139,7 +139,7 @@ def reconstruct_clip(
     video, loss, prediction, mask = _predict(model, video, seed)
     grid = grid_size(video.shape[-2], video.shape[-1], model.patch_size)
     numbers = model.predicted_frames(video.shape[1])
-    frames = normalize(video)[:, numbers]
+    frames = model.normalize(video)[:, numbers]
     if model.norm_pix_loss:
         variance, mean = torch.var_mean(model.patchify(frames), dim=-1, keepdim=True)
         spread = (variance + 1e-6).sqrt()
@@ -155,10 +155,10 @@ def reconstruct_clip(
     hidden = model.unpatchify(mask[..., None].expand(-1, -1, prediction.shape[-1]), grid)
     raw = model.unpatchify(prediction, grid)
     return ClipReconstruction(
-        frames=_show(frames),
-        masked=torch.where(hidden[0].cpu() == 1, 0.5, _show(frames)),
-        pasted=_show(torch.where(hidden == 1, raw, frames)),
-        raw=_show(raw),
+        frames=_show(model, frames),
+        masked=torch.where(hidden[0].cpu() == 1, 0.5, _show(model, frames)),
+        pasted=_show(model, torch.where(hidden == 1, raw, frames)),
+        raw=_show(model, raw),
         time=None if time is None else [float(time[k]) for k in numbers],
         numbers=numbers,
         hidden=mask.mean().item(),
@@ -215,9 +215,9 @@ def _predict(model: Model, video: Tensor, seed: int) -> tuple[Tensor, Tensor, Te
     return video, loss, prediction.float(), mask
 
 
-def _show(pixels: Tensor) -> Tensor:
-    """Normalised pixels of one sample, [1, …, 3, H, W], in [0, 1] and on the CPU."""
-    return denormalize(pixels).clamp(0, 1)[0].cpu()
+def _show(model: Model, pixels: Tensor) -> Tensor:
+    """A model's pixels of one sample, [1, …, 3, H, W], in [0, 1] and on the CPU."""
+    return model.denormalize(pixels).clamp(0, 1)[0].cpu()
 
 
 @dataclass
@@ -262,7 +262,7 @@ def compare_with_copying(
     sums = {name: _Sums() for name in ("all", "short", "long")}
     for batch in batches:
         video, seeds = batch["video"].to(device), batch["seed"].to(device)
-        past, future = normalize(video).unbind(1)
+        past, future = model.normalize(video).unbind(1)
         target, copy = model.target(future), normalize_patches(model.patchify(past))
         _, prediction, mask = model(video, seeds=seeds)
         strangers = torch.tensor(_strangers(batch["path"]), device=device)
@@ -291,7 +291,7 @@ def compare_clip_with_copying(
     sums = {name: _Sums() for name in ("all", "seen", "unseen")}
     for batch in batches:
         video, seeds = batch["video"].to(device), batch["seed"].to(device)
-        target = model.target(model.pixels(video))
+        target = model.target(model.normalize(video))
         _, prediction, mask = model(video, seeds=seeds)
         T, _ = model.steps_and_grid(video)
         seen = (mask == 0).unflatten(1, (T, -1)).any(1).repeat(1, T)

@@ -49,14 +49,16 @@ def test_from_training_to_pictures(run, clips, tmp_path, capsys):
 
 
 @torch.no_grad()
-def test_the_exported_encoder_is_timms(run, tmp_path):
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_the_exported_encoder_is_timms(suffix, run, tmp_path):
     root, name = run
-    out = tmp_path / "encoder.safetensors"
+    out = tmp_path / f"encoder{suffix}"
     assert main(["export", name, "--out", str(out), "--root", str(root)]) == 0
+    weights = load_file(out) if suffix == ".safetensors" else torch.load(out, weights_only=True)["model"]
     model, _ = load_model(find_checkpoint(name, root))
     sizes = dict(img_size=64, patch_size=8, embed_dim=128, depth=6, num_heads=4, num_classes=0)
     theirs = timm.models.VisionTransformer(**sizes).eval()
-    theirs.load_state_dict(load_file(out), strict=True)
+    theirs.load_state_dict(weights, strict=True)
     frames = torch.rand(2, 3, 64, 64)
     features = theirs.forward_features(normalize(frames))[:, 1:].unflatten(1, (8, 8))
     torch.testing.assert_close(features, model.encode(frames), rtol=0, atol=1e-5)
@@ -104,7 +106,9 @@ def test_learn_compares_with_copying(clips, tmp_path, capsys):
         (["samples", "--out", "s.pickle", "--count", "0"], "count is 0"),
         (["weights", "nosuch.pth"], "no public weights of that name; there are mae_"),
         (["learn", "--data", "{clips}", "--held-out", "0.01"], "for the comparison with a wrong f1 it takes 2"),
-        (["export", "{text}", "--out", "x"], "text.mp4"),
+        (["export", "{text}", "--out", "x.pth"], "text.mp4"),
+        (["export", "{text}", "--out", "x"], "x ends in nothing; weights are written as .safetensors, .pth or .pt"),
+        (["export", "{text}", "--out", "x.onnx"], "x.onnx ends in .onnx"),
         (["demo", "--data", "{empty}"], "holds no video"),
         (["samples", "--out", "{text}/x"], "is not a folder"),
         (["fly"], "'fly' is not a command"),

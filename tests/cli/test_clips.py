@@ -17,8 +17,9 @@ from dataset_loader.images import encode_jpeg
 from dataset_loader.packed import write_shard
 from mae.files import InputError
 from mae.models_mae import ARCHITECTURES
-from mae.models_mae_st import ARCHITECTURES_ST, fuse_qkv
-from mae.weights import load_strictly
+from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, fuse_qkv
+from mae.patches import IMAGENET_MEAN, IMAGENET_STD
+from mae.weights import load_pretrained_st, load_strictly
 from ml.checkpoints import find_checkpoint, load_model, load_run, save_checkpoint
 from ml.logs import read_losses
 from ml.presets import preset
@@ -165,12 +166,15 @@ def test_a_model_of_pairs_at_several_ratios_and_what_it_refuses(tmp_path, monkey
 
 
 @torch.no_grad()
-def test_the_export_has_the_public_names_and_gives_the_same_features(run, tmp_path, capsys):
+@torch.no_grad()
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".PT"])
+def test_the_export_has_the_public_names_and_gives_the_same_features(suffix, run, tmp_path, capsys, monkeypatch):
+    """And is read back strictly, with the normalising of pixels that the model has, by what `--weights` reads with."""
     root, name = run
-    out = tmp_path / "st.safetensors"
+    out = tmp_path / f"st{suffix}"
     assert main(["export", name, "--out", str(out), "--root", str(root)]) == 0
     assert "public names with q, k, v apart (timm has no model of clips)" in capsys.readouterr().out
-    state = load_file(out)
+    state = load_file(out) if suffix == ".safetensors" else torch.load(out, weights_only=True)["model"]
     assert {"pos_embed_spatial", "decoder_cls_token", "blocks.0.attn.q.weight", "blocks.0.attn.v.bias"} <= state.keys()
     assert not any("qkv" in key for key in state)
     model, _ = load_model(find_checkpoint(name, root))
@@ -178,6 +182,12 @@ def test_the_export_has_the_public_names_and_gives_the_same_features(run, tmp_pa
     load_strictly(again, fuse_qkv(state), source=out)
     images = torch.rand(2, 3, 24, 40)
     torch.testing.assert_close(again.encode(images), model.encode(images), rtol=0, atol=0)
+    sizes = {key: value for key, value in model.architecture.items() if not key.startswith("pixel_")}
+    arch = "mae_st_vit_small_patch16"
+    monkeypatch.setitem(ARCHITECTURES_ST, arch, lambda **given: SpatiotemporalMAE(**{**sizes, **given}))
+    loaded = load_pretrained_st(out, arch)
+    assert loaded.eval().pixel_mean == model.pixel_mean and loaded.norm_pix_loss == model.norm_pix_loss
+    torch.testing.assert_close(loaded.encode(images), model.encode(images), rtol=0, atol=0)
 
 
 def test_the_public_weights_of_clips_are_listed(capsys):
@@ -257,6 +267,14 @@ def test_sources_of_features(run, tmp_path):
     for source, steps in ((f"mae_st:{file}", None), (f"one_tubelet:mae_st:{file}", 1)):
         features = open_source(source, root, "cpu", False).encode(images)
         torch.testing.assert_close(features, public.encode(images, steps=steps), rtol=0, atol=0)
+    pixels = (images.float() / 255 - 0.45) / 0.225  # as the public weights were trained, whatever a source is given
+    latent = public.transform(public.tokens(pixels[:, None].expand(-1, 2, -1, -1, -1)))[:, 1:]
+    torch.testing.assert_close(features, latent.unflatten(1, (3, 2)), rtol=0, atol=1e-5)
+    config = {key: value for key, value in model.config.items() if not key.startswith("pixel_")}
+    save_checkpoint(tmp_path / "old.pt", dict(model=model.state_dict(), config=config, epoch=1))  # before it had them
+    features = open_source(str(tmp_path / "old.pt"), root, "cpu", False).encode(images)
+    model.pixel_mean, model.pixel_std = IMAGENET_MEAN, IMAGENET_STD
+    torch.testing.assert_close(features, model.encode(images), rtol=0, atol=0)
     with pytest.raises(InputError, match=r"nothing\.pth does not exist"):
         open_source(f"mae_st:{tmp_path / 'nothing.pth'}", root, "cpu", False)
     pairs = build_model("siammae_micro_patch8")

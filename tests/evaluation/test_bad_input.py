@@ -32,7 +32,7 @@ def objects(t, *more):
 # What is wrong: how to bring it about (root of the data set, helpers) and what is said.
 SENTENCES = {
     "the lists of the other DAVIS": (
-        lambda root, make: (root / "ImageSets/2017").rename(root / "ImageSets/2016"),
+        lambda root, make: (root / "ImageSets/2017/val.txt").unlink(),
         "2016/val.txt does: give year 2016",
     ),
     "a missing sequence": (

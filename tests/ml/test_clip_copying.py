@@ -8,7 +8,6 @@ import torch
 from mae.files import InputError
 from mae.masking import MaskKind
 from mae.models_mae_st import SpatiotemporalMAE
-from mae.patches import normalize
 from ml.reconstruction import _nearest_in_time, compare_clip_with_copying, masking, reconstruct_sample
 
 SIZE, FRAMES, STEPS, PLACES = (24, 32), 6, 3, 12  # 3×4 places of 8 pixels, tubelets of 2 frames
@@ -59,7 +58,7 @@ def test_the_errors_by_nested_loops(predicted):
     rows = {part: [] for part in ("all", "seen", "unseen")}
     for batch in batches():
         _, prediction, masks = model(batch["video"], seeds=batch["seed"])
-        for target, guess, mask in zip(model.target(normalize(batch["video"])), prediction, masks, strict=True):
+        for target, guess, mask in zip(model.target(model.pixels(batch["video"])), prediction, masks, strict=True):
             visible = [n for n in range(36) if mask[n] == 0]
             for n in range(36):
                 if mask[n]:

@@ -4,6 +4,7 @@ A model is given a video, uint8 [B, F, 3, H, W], and returns loss, prediction [B
 small, grids are not square, and clips have an odd number of steps.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from mae.files import InputError
 from mae.masking import MaskKind, random_masking, visible_count
 from mae.models_mae import MAEEncoder
 from mae.models_mae_st import SpatiotemporalMAE
-from mae.patches import normalize, normalize_patches
+from mae.patches import IMAGENET_MEAN, IMAGENET_STD, MAE_ST_MEAN, MAE_ST_STD, normalize_patches
 from ml.SiamMAE import MODELS, SiamMAE, build_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -73,9 +74,14 @@ class Case:
                     rows, columns = slice(row * PATCH, (row + 1) * PATCH), slice(column * PATCH, (column + 1) * PATCH)
                     yield (None if self.pairs and step == 0 else n), frames, rows, columns
 
+    def normalized(self, frames):
+        """uint8 frames [..., 3, H, W] as the public weights were trained: those of MAE, and those of MAE-ST."""
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if self.pairs else (MAE_ST_MEAN, MAE_ST_STD)
+        return (frames / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
     def targets(self, video):
         """The frames to be predicted, normalised: [B, F', 3, H, W]."""
-        frames = normalize(video)
+        frames = self.normalized(video)
         if self.pairs:
             return frames[:, 1:]
         wanted = [int(k * (self.frames - 1) / (self.frames // 2 * self.predicted - 1)) for k in range(self.count)]
@@ -151,7 +157,8 @@ def test_the_loss_is_the_mean_over_hidden_places_by_nested_loops(case):
         assert loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-5)
         alone = [model(video[b : b + 1], seeds=seeds[b : b + 1])[0].item() for b in range(3)]
         assert loss.item() == pytest.approx(sum(alone) / 3, rel=1e-5)
-        own = model.target(normalize(video)[:, 1] if case.pairs else normalize(video))
+        pixels = case.normalized(video)
+        own = model.target(pixels[:, 1] if case.pairs else pixels)
         torch.testing.assert_close(own, target, rtol=1e-4, atol=1e-5)
 
 
@@ -178,10 +185,10 @@ def brute_force_patches(frames, together):
 
 @of([PAIRS[0], CLIPS[0], CLIPS[-1]])
 def test_patches_by_brute_force_and_back(case):
-    """On h ≠ w, another grid than the model's own, and an odd number of steps."""
+    """On h ≠ w, another grid than the model's own, and odd numbers of steps: three, five and one."""
     model = case.build()
-    for size, grid in (((24, 32), None), ((16, 40), (2, 5))):
-        frames = torch.randn(2, case.count, 3, *size)
+    for size, grid, steps in (((24, 32), None, 3), ((16, 40), (2, 5), 5), ((32, 8), (4, 1), 1)):
+        frames = torch.randn(2, 1 if case.pairs else steps * case.predicted, 3, *size)
         patches = model.patchify(frames[:, 0] if case.pairs else frames)
         assert torch.equal(patches, brute_force_patches(frames, case.predicted))
         back = model.unpatchify(patches, grid)
@@ -206,6 +213,17 @@ def test_masks_differ_by_sample_and_step_and_repeat_by_seed(case):
 
 
 @of(TWO)
+def test_a_picture_survives_normalising_and_patches(case):
+    """uint8 → pixels → patches → pixels → [0, 1], each with the model's own statistics."""
+    model, frames = case.build(), case.video(frames=case.count)
+    pixels = model.normalize(frames)
+    torch.testing.assert_close(pixels, case.normalized(frames), rtol=0, atol=1e-5)
+    patches = model.patchify(pixels[:, 0] if case.pairs else pixels)
+    shown = model.denormalize(model.unpatchify(patches))
+    assert torch.equal((shown * 255).round().to(torch.uint8), frames[:, 0] if case.pairs else frames)
+
+
+@of(TWO)
 @pytest.mark.parametrize("mask_ratio", [0.3, 0.5, 0.75, 0.9, 0.95])
 def test_as_many_places_stay_visible_as_the_ratio_says(case, mask_ratio):
     """PITFALLS 6: counted in one place."""
@@ -220,7 +238,7 @@ def test_encode_is_the_training_path_at_mask_ratio_0(case):
     model, images = case.build(mask_ratio=0.0).eval(), case.video(frames=1)[:, 0]
     features = model.encode(images)
     assert features.shape == (2, 3, 4, 48)
-    pixels = normalize(images)
+    pixels = case.normalized(images)
     if case.pairs:
         past = model.encoder.transform(model.encoder.tokens(pixels))[:, 1:]
         torch.testing.assert_close(past.unflatten(1, (3, 4)), features, rtol=0, atol=1e-5)
@@ -263,6 +281,16 @@ def test_a_configuration_builds_the_model_again(case):
     assert build_model(model.config, mask_ratio=0.9).mask_ratio == 0.9
     with pytest.raises(InputError, match="'SiamMAE' or 'MAE-ST'"):
         build_model({**model.config, "model": "MAE"})
+
+
+def test_a_configuration_from_before_the_pixels_statistics_means_imagenets():
+    """Models of clips were trained with them until they became a part of the model; the newer ones keep their own."""
+    model = CLIPS[0].build(pixel_mean=(0.1, 0.2, 0.3))
+    old = {name: value for name, value in model.config.items() if not name.startswith("pixel_")}
+    assert old.keys() != model.config.keys() and build_model(old).pixel_mean == IMAGENET_MEAN
+    assert build_model(old).pixel_std == IMAGENET_STD
+    again = build_model(json.loads(json.dumps(model.config)))
+    assert (again.pixel_mean, again.pixel_std) == ((0.1, 0.2, 0.3), MAE_ST_STD)
 
 
 @of(TWO)
@@ -368,7 +396,7 @@ def test_ten_steps_give_the_recorded_losses(case):
 def test_normalised_targets_are_per_place():
     """The definition in one line, for both models: what `target` returns is `normalize_patches` of the patches."""
     for case in TWO:
-        model, frames = case.build(), normalize(case.video())
+        model, frames = case.build(), case.normalized(case.video())
         pixels = frames[:, 1] if case.pairs else frames
         plain = case.build(norm_pix_loss=False).target(pixels)
         torch.testing.assert_close(model.target(pixels), normalize_patches(plain))
