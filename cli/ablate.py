@@ -6,7 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 from cli.flags import flags
-from dataset_loader import check_disjoint, find_videos
+from dataset_loader import check_disjoint
+from dataset_loader.sources import open_source
 from mae.files import InputError
 from ml.ablation import check_tables, describe, make_cells, read_grid, read_result, told_apart, write_tables
 from ml.ablation_figure import ablation_figure
@@ -47,7 +48,7 @@ def main(
     if jobs < 0 or name != Path(name).name:
         raise InputError(f"jobs is {jobs} and name {name!r}; expected at least 0, and a name without a folder")
     base = preset_named(preset).config
-    videos = [[Path(path).name for path in find_videos(folder)] for folder in (data, test_data) if folder]
+    videos = [[Path(path).name for path in open_source(folder).names] for folder in (data, test_data) if folder]
     if test_data:
         check_disjoint(data, test_data)
     cells = make_cells(base, axes, [videos, str(weights or "")])

@@ -22,7 +22,7 @@ def main(
     videos_per_shard: int | None = None,
     jobs: int | None = None,
     shard: str = "1/1",
-    split: Literal["train", "test"] | None = None,
+    split: Literal["train", "test", "all"] | None = None,
     every_file: bool = False,
     time_limit: float = SILENCE,
 ) -> None:
@@ -44,7 +44,7 @@ def main(
         videos_per_shard: packed: without it 256
         jobs: processes; without it one for each core
         shard: i/n: only the i-th of n shares, for n machines
-        split: only the videos of this side, as `siammae data split` has written it
+        split: only the videos of this side, as `siammae data split` has written it, or all; needed where there are both
         every_file: do not look at the manifest
         time_limit: seconds without a frame after which a video is given up
     """

@@ -25,6 +25,6 @@ def main(
         test: another folder, or its manifest, that is the test set; then the first is all training
         test_share: share of the videos that are for test; without it 0.1
         leave_out_duplicates: of files of equal content use only the first, on neither side the others
-        lists: folder for train.txt and test.txt, the paths of the videos, one a line
+        lists: folder for train.txt and test.txt, the paths of the videos, one a line; --data takes such a list
     """
     split_data(source, test=test, test_share=test_share, leave_out_duplicates=leave_out_duplicates, lists=lists)

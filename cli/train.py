@@ -26,11 +26,11 @@ class Arguments:
     """Train a model on the videos below a folder; everything else comes from the preset unless it is given."""
 
     data: Path
-    """folder of videos; any container that FFmpeg reads"""
+    """folder of videos in any container that FFmpeg reads, of packed shards or JPEG folders, a ledger, or a list"""
     preset: str = "micro"
     """where the defaults below come from"""
     test_data: Path | None = None
-    """folder of held-out videos: refused if it shares files with the training folder"""
+    """held-out videos, stored in any of these ways: refused if one of them is among the training videos"""
     score_data: Path | None = None
     """folder of DAVIS: follow its objects with the model every --score-epochs epochs"""
     score_year: Literal[2016, 2017] = 2017

@@ -14,7 +14,8 @@ from dataset_loader.dataset import (
     unnormalize_for_plot,
 )
 from dataset_loader.decoding import DecodeError, Video, decode_all, decode_frames, read_index
-from dataset_loader.files import check_disjoint, find_videos, hold_out
+from dataset_loader.disjoint import check_disjoint
+from dataset_loader.files import find_videos, hold_out
 from dataset_loader.packed import write_shard
 from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample
 from dataset_loader.sources import open_source

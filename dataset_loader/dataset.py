@@ -150,7 +150,10 @@ class PairDataset(Dataset):
         with self.source.open(number) as clip:
             if len(clip.times) < 2:
                 raise DecodeError(clip.path, "has only one frame; a pair needs two")
-            numbers = self.temporal.draw(clip.times, generator)
+            try:
+                numbers = self.temporal.draw(clip.times, generator)
+            except InputError as error:  # it says what the clip lacks: another stands in for it
+                raise DecodeError(clip.path, str(error)) from error
             frames, times = clip.frames(numbers.ravel())
         times = times.reshape(numbers.shape)
         if any(len(set(t)) < len(set(n)) for t, n in zip(times.tolist(), numbers.tolist(), strict=True)):
@@ -190,9 +193,9 @@ def get_kinetics_dataset(
     unit: Literal["frames", "seconds"] = "frames",
     fps: float = 30,
 ) -> PairDataset:
-    """A dataset of frame pairs over all videos below a folder, or over a list of files.
+    """A dataset of frame pairs over all videos below a folder, or over a list of files and folders.
 
-    The folder may hold video files, packed shards, folders of numbered pictures or a ledger of such (`open_source`);
+    A folder may hold video files, packed shards, folders of numbered pictures or a ledger of such (`open_source`);
     which it is, is printed. image_size: side of the square frames in pixels. min_gap, max_gap: the pair's distance,
     both included, in frames of 30 fps whatever the video's own rate, or in seconds, by `unit`. repeated_sampling: fresh
     samples from each visit to a video. augment: one random crop and flip, or what an `Augmentation` says, for all

@@ -228,9 +228,12 @@ class Video:
         return VideoIndex(times, packets, positions, np.array(keyframes, dtype=np.int64))
 
     def _read_index_by_decoding(self) -> VideoIndex:
-        times = _seconds([frame.pts for frame in self._decode_sequentially()], self._stream)
-        if len(times) == 0:
+        stamps = [frame.pts for frame in self._decode_sequentially()]
+        if not stamps:
             raise DecodeError(self.path, NO_FRAME)
+        if len(stamps) > 1 and stamps[0] is not None and set(stamps) == {stamps[0]}:
+            raise DecodeError(self.path, f"shows all of its {len(stamps)} frames at one time")
+        times = _seconds(stamps, self._stream)
         nothing = np.zeros(0, dtype=np.int64)
         return VideoIndex(times, nothing, nothing, nothing)
 

@@ -1,8 +1,10 @@
-"""Which files a dataset reads: finding videos below a folder, and keeping training and test apart."""
+"""Which files a dataset reads: finding videos below a folder, and holding some of them out."""
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from mae.files import InputError
@@ -16,18 +18,14 @@ SUFFIXES = {
 
 
 def find_videos(source: str | Path | Iterable[str | Path]) -> list[str]:
-    """The video files below a folder, links followed and hidden names left out, or those of a list; sorted, not opened.
+    """The video files below a folder, links followed and hidden names left out, or of a list; sorted, not opened.
 
-    Raises InputError if the folder or a listed file is missing, or nothing is found.
+    A list holds files, or folders, which are searched. Raises InputError if the folder or something listed is missing
+    or lies in another, or nothing is found.
     """
     if not isinstance(source, str | Path):
-        paths = sorted({str(path) for path in source})
-        missing = [path for path in paths if not os.path.exists(path)]
-        if missing:
-            raise InputError(f"{missing[0]} does not exist ({len(missing)} of the {len(paths)} listed videos)")
-        if not paths:
-            raise InputError("the list of videos is empty")
-        return paths
+        files, folders = files_and_folders(source)
+        return sorted([*files, *(path for folder in folders for path in find_videos(folder))])
     if not os.path.isdir(source):
         raise InputError(f"{source} is not a folder; give a folder of videos, or a list of files")
     paths = []
@@ -40,6 +38,32 @@ def find_videos(source: str | Path | Iterable[str | Path]) -> list[str]:
     if not paths:
         raise InputError(f"{source} holds no video (looked below it for {' '.join(sorted(SUFFIXES))})")
     return sorted(paths)
+
+
+def files_and_folders(listed: Iterable[str | Path]) -> tuple[list[str], list[str]]:
+    """The files and the folders of a list, each sorted. Raises InputError if one is missing or lies in another."""
+    paths = sorted({str(path) for path in listed})
+    if not paths:
+        raise InputError("the list of videos is empty")
+    missing = [path for path in paths if not os.path.exists(path)]
+    if missing:
+        raise InputError(f"{missing[0]} does not exist ({len(missing)} of the {len(paths)} listed videos)")
+    folders = [path for path in paths if os.path.isdir(path)]
+    if not folders:
+        return paths, []
+    # Sorted by their parts, what lies in a folder follows it.
+    resolved = sorted((Path(path).resolve().parts, path) for path in paths)
+    for (outer, folder), (inner, path) in pairwise(resolved):
+        if inner[: len(outer)] == outer:
+            raise InputError(f"{path} lies in {folder}: its videos would be there twice; list one of the two")
+    return sorted(set(paths) - set(folders)), folders
+
+
+def video_id(path: str) -> str:
+    """What names a video: its file's or folder's name without the suffix of a video, and without the times that
+    Kinetics adds (`<id>_000010_000020`)."""
+    stem, suffix = os.path.splitext(os.path.basename(path))
+    return re.sub(r"(?<=.)_\d{6}_\d{6}$", "", stem if suffix.lower() in SUFFIXES else stem + suffix)
 
 
 def hold_out(
@@ -65,22 +89,5 @@ def hold_out(
     return train, held_out
 
 
-def check_disjoint(train: str | Path, test: str | Path) -> None:
-    """Raise InputError if one of two folders of videos lies in the other, or a file is in both (links count)."""
-    folders = [Path(train).resolve(), Path(test).resolve()]
-    for inner, outer in (folders, folders[::-1]):
-        if inner.is_relative_to(outer):
-            raise InputError(f"{inner} lies in {outer}: training would see the test videos; give separate folders")
-    seen = {_inode(path): path for path in find_videos(train)}
-    for path in find_videos(test):
-        if _inode(path) in seen:
-            raise InputError(f"{path} and {seen[_inode(path)]} are one file: training would see a test video")
-
-
 def _family(path: str | Path) -> str:
     return Path(path).stem.split("_")[0]
-
-
-def _inode(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino

@@ -98,8 +98,11 @@ JUDGED = (OK, "damaged", "short", "rate", "small")
 
 
 def default_path(folder: str | Path) -> Path:
-    """Where the manifest of a folder lies: `clips.manifest.csv` beside `clips/`."""
-    folder = Path(folder).absolute()
+    """Where the manifest of a folder lies: `clips.manifest.csv` beside `clips/`; of a link, beside the link."""
+    folder = Path(folder)
+    folder = folder.resolve() if ".." in folder.parts else folder.absolute()
+    if not folder.name:
+        raise InputError(f"{folder} has nothing beside it, where its manifest would lie; name a folder below it")
     return folder.with_name(f"{folder.name}.manifest.csv")
 
 

@@ -1,8 +1,8 @@
 """A data set in another form: folders of JPEGs for other tools, packed shards, or videos with many keyframes.
 
 What is made of a video, or of the videos of one shard, is written aside and renamed when it is whole; so a run that is
-killed at any moment goes on where it was, and ends with the same bytes. `prepared.json` says how a folder was made: it
-is only continued in the same way.
+killed at any moment goes on where it was, and ends with the same bytes. `prepared.json` says how a folder was made, and
+of which videos: it is only continued in the same way.
 """
 
 import csv
@@ -102,14 +102,16 @@ def prepare(
 
     Videos are those that are "ok" in the manifest beside the folder, if there is one. What it will take is measured on
     a few videos and printed before it starts. The same call goes on after an interruption. jobs: processes, by default
-    one for each core. every_file: do not look at the manifest. split: only those of "train" or "test". silence: seconds
-    without a frame after which a video is given up. Raises InputError; nothing that is there is overwritten.
+    one for each core. every_file: do not look at the manifest. split: only those of "train" or "test", or "all";
+    where the manifest has both, one of these must be said. silence: seconds without a frame after which a video is
+    given up. Raises InputError; nothing that is there is overwritten.
     """
     folder, out, jobs = Path(folder), Path(out), processes(jobs)
     names = _chosen(folder, every_file, split)
     tasks = _tasks(names, recipe)
     mine = take_shard(tasks, shard)
-    _claim(folder, out, recipe, names, shard)
+    _claim(folder, out, recipe, names, split or "all", shard)
+    _refuse_newer(folder, out, mine)
     with _staging(out, shard) as staging:
         todo = [task for task in mine if not os.path.lexists(out / task.target)]
         videos = sum(len(task.sources) for task in todo)
@@ -169,14 +171,20 @@ def _chosen(folder: Path, every_file: bool, split: str | None) -> list[str]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a folder of videos")
     if every_file or not manifest.exists():
-        if split is not None:
+        if split not in (None, "all"):
             raise InputError(f"the split {split} is told by a manifest, {manifest}; write it with validate and split")
         print("no manifest is used: all files below the folder" + ("" if every_file else "; validate would check them"))
         return [os.path.relpath(path, folder).replace(os.sep, "/") for path in find_videos(folder)]
     rows = read_manifest(manifest)
-    used = [row for row in rows if row.status == OK and split in (None, row.split)]
+    used = [row for row in rows if row.status == OK and split in (None, "all", row.split)]
     if not used:
         raise InputError(f"{manifest} has no video that is {OK}" + (f" and of the split {split}" if split else ""))
+    sides = sorted({row.split for row in used if row.split}, reverse=True)
+    if split is None and len(sides) > 1:
+        raise InputError(
+            f"{manifest} divides its videos into {' and '.join(sides)}: choose "
+            f"{' or '.join(f'--split {side}' for side in sides)}, each with its own --out, or mix them with --split all"
+        )
     print(f"{len(used)} of the {len(rows)} files in {manifest}: those that are {OK}" + (f", {split}" if split else ""))
     return sorted(row.path for row in used)
 
@@ -198,7 +206,7 @@ def _tasks(names: Sequence[str], recipe: Recipe) -> list[Task]:
     return [Task(target, tuple(sources)) for target, sources in makers.items()]
 
 
-def _claim(folder: Path, out: Path, recipe: Recipe, names: Sequence[str], shard: str) -> None:
+def _claim(folder: Path, out: Path, recipe: Recipe, names: Sequence[str], split: str, shard: str) -> None:
     """Make `out`, with the record of what is made there; or see that it is the same that was begun there."""
     inner, outer = out.resolve(), folder.resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
@@ -206,8 +214,10 @@ def _claim(folder: Path, out: Path, recipe: Recipe, names: Sequence[str], shard:
     record: dict[str, Any] = {"form": recipe.form} | {
         key: value for key, value in asdict(recipe).items() if key in USED[recipe.form]
     }
+    record |= {"source": str(outer), "split": split}
     if recipe.form == "packed":  # which videos a shard holds depends on all of them
-        record["videos"] = hashlib.blake2b("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        text = "\0".join(f"{name}\0{_size(folder / name)}" for name in names)
+        record["videos"] = hashlib.blake2b(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     # Of each shard its own: the same shard overwrites what it left when it was killed, and no other.
     aside = out / f".{RECORD}.{shard.replace('/', '-of-')}"
     try:
@@ -230,6 +240,22 @@ def _claim(folder: Path, out: Path, recipe: Recipe, names: Sequence[str], shard:
     if differing:
         changes = ", ".join(f"{key} was {before.get(key)} and is now {record.get(key)}" for key in differing)
         raise InputError(f"{out} was begun in another way: {changes}; give another --out")
+
+
+def _refuse_newer(folder: Path, out: Path, tasks: Sequence[Task]) -> None:
+    """Raise InputError if a video has changed since its result was made, which is not made again."""
+    newer = [
+        source
+        for task in tasks
+        if (made := _modified(out / task.target))
+        for source in task.sources
+        if _modified(folder / source) > made
+    ]
+    if newer:
+        raise InputError(
+            f"{folder / newer[0]} is newer than what was made of it in {out} ({len(newer)} such videos); nothing there "
+            "is overwritten: give another --out"
+        )
 
 
 @contextmanager
@@ -429,6 +455,14 @@ def _read_failed(path: Path) -> dict[str, str]:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _modified(path: Path) -> int:
+    """When a file or a folder was written, in ns; 0 if there is none."""
+    try:
+        return path.stat().st_mtime_ns
     except OSError:
         return 0
 

@@ -15,7 +15,7 @@ from typing import Protocol, overload
 import numpy as np
 
 from dataset_loader.decoding import Video
-from dataset_loader.files import SUFFIXES, find_videos
+from dataset_loader.files import SUFFIXES, files_and_folders
 from dataset_loader.frame_folders import IMAGE_SUFFIXES, NUMBERED, FrameClip
 from dataset_loader.packed import SUFFIX as PACKED_SUFFIX
 from dataset_loader.packed import Shard
@@ -117,17 +117,22 @@ class VideoFiles:
 
 
 class FrameFolders:
-    """Folders of numbered pictures; see `frame_folders`. fps: their rate where no times are beside them."""
+    """Folders of numbered pictures; see `frame_folders`. fps: their rate where no times are beside them.
 
-    def __init__(self, folders: Iterable[str], fps: float = 30) -> None:
+    masks: folders of masks that were found and left out.
+    """
+
+    def __init__(self, folders: Iterable[str], fps: float = 30, masks: Sequence[str] = ()) -> None:
         self.names = Names(folders)
         self.fps = fps
+        self.masks = masks
 
     def open(self, number: int) -> Clip:
         return FrameClip(self.names[number], self.fps)
 
     def __str__(self) -> str:
-        return f"{len(self.names)} folders of pictures, at fps={self.fps:g} where no times.txt is beside them"
+        without = f" without the masks in {', '.join(self.masks)}" if self.masks else ""
+        return f"{len(self.names)} folders of pictures{without}, at fps={self.fps:g} where no times.txt is beside them"
 
 
 class PackedShards:
@@ -150,30 +155,29 @@ class PackedShards:
 
 
 def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) -> Source:
-    """The videos of a folder, of one ledger or shard, or of a list of video files or of shards.
+    """The videos of a folder, of one ledger or shard, or of a list of files or folders of one kind.
 
     A folder is searched to its depths, links followed and hidden names left out. Where it holds several kinds, packed
-    shards come before a ledger, that before video files, those before folders of pictures. fps: the rate of pictures
-    without times. Raises InputError if something is missing or nothing is found.
+    shards come before a ledger, that before video files, those before folders of pictures. A list may also be a text
+    file with the path of a video or a shard on each line, relative to its own folder. fps: the rate of pictures without
+    times. Raises InputError if something is missing or lies in another, or nothing is found.
     """
     if not 0 < fps <= 1000:
         raise InputError(f"fps is {fps}; it must be above 0 and at most 1000")
     if not isinstance(where, str | Path):
-        paths = find_videos(where)
-        packed = [path for path in paths if path.endswith(PACKED_SUFFIX)]
-        if packed and len(packed) < len(paths):
-            raise InputError(f"the list mixes packed shards ({packed[0]}) with other files; give one kind")
-        return PackedShards(paths) if packed else VideoFiles(paths)
+        return _open_list(where, fps)
     from dataset_loader.video_frame_dataset import Ledger
 
     if os.path.isfile(where):
         if str(where).endswith(PACKED_SUFFIX):
             return PackedShards([str(where)])
+        if listed := _listed(where):
+            return _open_list(listed, fps)
         if Path(where).suffix in (".csv", ".txt"):
             return Ledger(Path(where).parent, where, fps=fps)
     if not os.path.isdir(where):
         raise InputError(f"{where} is not a folder; give a folder of videos, a ledger, or a list of files")
-    shards, videos, folders = _search(str(where))
+    shards, videos, folders, masks = _search(str(where))
     if shards:
         return PackedShards(sorted(shards))
     for name in LEDGERS:
@@ -184,14 +188,49 @@ def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) ->
             f"{where} holds no video: looked below it for {' '.join(sorted(SUFFIXES))}, packed shards "
             f"({PACKED_SUFFIX}), a ledger ({', '.join(LEDGERS)}) and folders of numbered pictures"
         )
-    return VideoFiles(sorted(videos)) if videos else FrameFolders(sorted(folders), fps)
+    return VideoFiles(sorted(videos)) if videos else FrameFolders(sorted(folders), fps, sorted(masks))
 
 
-def _search(top: str) -> tuple[list[str], list[str], list[str]]:
-    """Packed shards, video files, and folders with numbered pictures in them, at any depth."""
+def _open_list(where: Iterable[str | Path], fps: float) -> Source:
+    files, folders = files_and_folders(where)
+    packed = [path for path in files if path.endswith(PACKED_SUFFIX)]
+    if packed and len(packed) < len(files):
+        raise InputError(f"the list mixes packed shards ({packed[0]}) with other files; give one kind")
+    sources = [open_source(folder, fps=fps) for folder in folders]
+    if files:
+        sources.append(PackedShards(files) if packed else VideoFiles(files))
+    if len(sources) == 1:
+        return sources[0]
+    kinds = {type(source) for source in sources}
+    if kinds == {PackedShards}:
+        of_shards = [source for source in sources if isinstance(source, PackedShards)]
+        return PackedShards(sorted(shard.path for source in of_shards for shard in source.shards))
+    names = sorted(name for source in sources for name in source.names)
+    if kinds == {VideoFiles}:
+        return VideoFiles(names)
+    if kinds == {FrameFolders}:
+        return FrameFolders(names, fps)
+    raise InputError(f"the list mixes {', '.join(map(str, sources[:3]))}: give one kind, and a ledger by itself")
+
+
+def _listed(path: str | Path) -> list[str] | None:
+    """The files that a text file names, one a line; None of a ledger, whose lines end in a number."""
+    if Path(path).suffix != ".txt":
+        return None
+    text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
+    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    if not lines or os.path.splitext(lines[0])[1].lower() not in {*SUFFIXES, PACKED_SUFFIX}:
+        return None
+    return [os.path.join(os.path.dirname(path), line) for line in lines]
+
+
+def _search(top: str) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Packed shards, video files, and folders with numbered pictures in them, at any depth; and those left out,
+    `Annotations` beside `JPEGImages`: what DAVIS and YouTube-VOS call their masks and their frames."""
     shards: list[str] = []
     videos: list[str] = []
     folders: list[str] = []
+    masks: list[str] = []
     entered = {os.path.realpath(top)}
     waiting = [top]
     while waiting:
@@ -202,9 +241,14 @@ def _search(top: str) -> tuple[list[str], list[str], list[str]]:
                 folders.append(folder)
             if len(looked_at) == ENTRIES_LOOKED_AT and all(map(_is_picture, looked_at)):
                 continue
-            for entry in [*looked_at, *entries]:
+            looked_at += entries
+            has_frames = any(entry.name == "JPEGImages" for entry in looked_at)
+            for entry in looked_at:
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if entry.name[0] == ".":
+                    continue
+                if has_frames and entry.name.startswith("Annotations"):
+                    masks.append(entry.path)
                     continue
                 if suffix in SUFFIXES and not entry.is_dir():
                     videos.append(entry.path)
@@ -216,7 +260,7 @@ def _search(top: str) -> tuple[list[str], list[str], list[str]]:
                     if real not in entered:
                         entered.add(real)
                         waiting.append(entry.path)
-    return shards, videos, folders
+    return shards, videos, folders, masks
 
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:

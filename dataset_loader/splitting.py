@@ -1,12 +1,13 @@
 """Training and test: which video is for which, and that no video and no content is on both sides."""
 
-import re
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dataset_loader.files import check_disjoint, hold_out
+from dataset_loader.disjoint import check_disjoint
+from dataset_loader.files import hold_out, video_id
 from dataset_loader.manifest import OK, Row, default_path, read_manifest, write_manifest
 from dataset_loader.validate import printable
 from mae.files import InputError, write_atomically
@@ -25,13 +26,16 @@ def split_data(
     """Fill the `split` column of a manifest, or of two, and print what came out.
 
     source, test: a folder of videos with its manifest beside it, or a manifest. With `test` all of `source` is training
-    and all of `test` is test; without, see `split`. lists: a folder for `train.txt` and `test.txt`, one path a line.
-    Raises InputError if a video or a content would be on both sides, or one of two folders lies in the other; then
-    nothing is written.
+    and all of `test` is test; without, see `split`. lists: a folder for `train.txt` and `test.txt`, one path a line,
+    relative to that folder, as `open_source` takes them. Raises InputError if a video or a content would be on both
+    sides, or one of two folders lies in the other; then nothing is written.
     """
     if test is not None and (test_share is not None or leave_out_duplicates):
         raise InputError("a test set was named, so nothing is divided: leave --test-share and the duplicates' flag out")
     sources = [_Source(source), *([_Source(test)] if test is not None else [])]
+    unknown = [one for one in sources if not one.folder.is_dir()]
+    if lists is not None and unknown:
+        raise InputError(f"the videos of {unknown[0].manifest} are not in {unknown[0].folder}: no list can be written")
     if test is None:
         share = TEST_SHARE if test_share is None else test_share
         done = [split(sources[0].rows, share, leave_out_duplicates=leave_out_duplicates)]
@@ -49,8 +53,7 @@ def split_data(
         chosen = [(one, row) for one, rows in zip(sources, done, strict=True) for row in rows if row.split == side]
         print(f"{side}: {len(chosen)} videos, {sum(row.seconds for _, row in chosen) / 3600:.2f} hours")
         if lists is not None:
-            lines = "".join(f"{one.folder / row.path}\n" for one, row in chosen).encode("utf-8", "surrogateescape")
-            _write_list(Path(lists) / f"{side}.txt", lines)
+            _write_list(Path(lists) / f"{side}.txt", [one.folder / row.path for one, row in chosen])
 
 
 class _Source:
@@ -65,18 +68,25 @@ class _Source:
         self.rows = read_manifest(self.manifest)
 
 
-def _write_list(path: Path, lines: bytes) -> None:
-    if path.exists() and path.read_bytes() != lines:
+def _write_list(path: Path, videos: Sequence[Path]) -> None:
+    """Write the paths of videos, one a line, relative to the list's folder; absolute if they are on another drive."""
+    top = os.path.realpath(path.parent)
+    lines = []
+    for video in videos:
+        if "\n" in str(video):
+            raise InputError(f"the name {str(video)!r} holds a line break, so it cannot stand in {path}; rename it")
+        real = os.path.join(os.path.realpath(video.parent), video.name)
+        try:
+            lines.append(os.path.relpath(real, top))
+        except ValueError:
+            lines.append(real)
+    data = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+    if path.exists() and path.read_bytes() != data:
         raise InputError(f"{path} is there already and is another list; it is not overwritten")
     try:
-        write_atomically(path, lambda file: file.write(lines))
+        write_atomically(path, lambda file: file.write(data))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror})") from error
-
-
-def video_id(path: str) -> str:
-    """What names the video of a file: its stem, without the times that Kinetics adds (`<id>_000010_000020`)."""
-    return re.sub(r"(?<=.)_\d{6}_\d{6}$", "", Path(path).stem)
 
 
 def split(rows: Sequence[Row], test_share: float = TEST_SHARE, *, leave_out_duplicates: bool = False) -> list[Row]:

@@ -6,7 +6,6 @@ much memory is refused it, and one that dies is replaced; the rest goes on.
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import resource
 import signal
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from dataset_loader.workers import forking_context
 from mae.files import InputError
 
 START = 120.0  # seconds that a process may take until it is there: the first one imports torch
@@ -96,7 +96,7 @@ def supervise(
                 if item is end:
                     break
                 if worker is None:
-                    worker = _Worker(_context(), function, silence, memory)
+                    worker = _Worker(forking_context(), function, silence, memory)
                     workers.append(worker)
                 worker.give(item)
             busy = [worker for worker in workers if worker.busy]
@@ -202,13 +202,3 @@ def _ending(code: int | None) -> str:
     if code is not None and code < 0:
         return f"its process was ended by {signal.Signals(-code).name}"
     return f"its process ended with code {code}"
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Processes are forked from one that has imported this package and nothing else: they start at once, without locks
-    that were held by threads of this process."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dataset_loader"])
-    return context

@@ -27,11 +27,22 @@ class Ledger:
     """The clips of a ledger, a `Source`. See the top of this file for its format.
 
     root: the folder that holds the frame folders. template: the names of the frames, such as "img_{:05d}.jpg"; None
-    finds it out for each folder. fps: the rate of frames without times. Raises InputError with the number of the line
-    for one that cannot be read or does not fit its folder.
+    finds it out for each folder. fps: the rate of frames without times. complete: every frame from the first to the
+    last must be there, for which all folders are listed; else a missing one leaves a gap in time. Raises InputError
+    with the number of the line for one that cannot be read or does not fit its folder.
     """
 
-    def __init__(self, root: str | Path, path: str | Path, *, template: str | None = None, fps: float = 30) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        path: str | Path,
+        *,
+        template: str | None = None,
+        fps: float = 30,
+        complete: bool = False,
+    ) -> None:
+        if template is not None:
+            _check_template(template)
         self.path = str(path)
         self.fps = fps
         self.labels: list[int | list[int]] = []
@@ -49,6 +60,14 @@ class Ledger:
             if start > end:
                 raise InputError(f"{where}: the first frame of {name} is {start}, the last {end}")
             found = _template(folder, start, end, [template] if template else list(seen), template, where)
+            if complete:
+                there = set(os.listdir(folder))
+                missing = [number for number in range(start, end + 1) if found.format(number) not in there]
+                if missing:
+                    raise InputError(
+                        f"{where}: {folder} lacks {found.format(missing[0])} ({len(missing)} of its frames {start} to "
+                        f"{end}), and segments are of consecutive frames; complete it, or leave the line out"
+                    )
             templates.append(seen.setdefault(found, len(seen)))
             folders.append(folder)
             first.append(start)
@@ -127,7 +146,10 @@ class VideoFrameDataset(Dataset):
 
         data = VideoFrameDataset(root, "ledger.csv", num_segments=4, frames_per_segment=4)
         loader = make_loader(data.clips(image_size=224, repeated_sampling=4), batch_size=8, workers=4)
-        ml.utils.train(build_model("mae_st_base_patch16"), loader, epochs=400, base_lr=1e-3, warmup_epochs=40)
+        model = build_model("mae_st_base_patch16")
+        ml.utils.train(model, loader, epochs=400, base_lr=1e-3 / 4, warmup_epochs=40)
+
+    1e-3 / 4: `train` scales the rate by the clips of a step, the paper by its videos, each repeated 4 times.
     """
 
     def __init__(
@@ -143,7 +165,7 @@ class VideoFrameDataset(Dataset):
         seed: int = 0,
     ) -> None:
         self.segments = Segments(num_segments, frames_per_segment, test_mode=test_mode)
-        self.ledger = Ledger(root_path, annotationfile_path, template=imagefile_template)
+        self.ledger = Ledger(root_path, annotationfile_path, template=imagefile_template, complete=True)
         lengths = self.ledger.last - self.ledger.first + 1
         short = np.flatnonzero(lengths < frames_per_segment)
         if len(short):
@@ -219,6 +241,17 @@ def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
         headed = False
         if not header:
             yield number, fields
+
+
+def _check_template(template: str) -> None:
+    try:
+        fits = template.format(1) != template.format(2)
+    except (ValueError, LookupError, AttributeError, TypeError):
+        fits = False
+    if not fits:
+        raise InputError(
+            f"the imagefile_template is {template!r}; it must have a place for a frame's number, as 'img_{{:05d}}.jpg'"
+        )
 
 
 def _template(folder: str, first: int, last: int, likely: list[str], given: str | None, where: str) -> str:

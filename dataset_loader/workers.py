@@ -137,7 +137,7 @@ class Pool:
 
     def __init__(self, loads: Loads, count: int, *, time_limit: float, max_lost: int) -> None:
         self._loads = loads
-        self._context = _context()
+        self._context = forking_context()
         self._time_limit = time_limit
         self._max_lost = max_lost
         self._first = self._next = 0  # numbers of tasks: the first of the running iteration, and the next to be given
@@ -251,6 +251,8 @@ def _leave_signals_to(parent: int) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, ask)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _answer(
@@ -279,15 +281,23 @@ def _answer(
         connection.send((slot, shape, batch))
 
 
-def _context() -> Any:
-    """Processes are forked from a fresh one that has imported the loader: they start at once and inherit no threads.
+def forking_context() -> Any:
+    """Processes are forked from a fresh one that has imported this package: they start at once and inherit no threads.
 
-    A fork of the training process itself may hold a lock of torch's or FFmpeg's threads for ever.
+    A fork of this process itself may hold a lock of torch's or FFmpeg's threads for ever.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker
+
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dataset_loader.dataset"])
+    context.set_forkserver_preload(["dataset_loader"])
+    resource_tracker.ensure_running()  # it would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:  # what forks inherits the mask: Ctrl-C while it imports is for this process to report
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

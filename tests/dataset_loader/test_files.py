@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset_loader import check_disjoint, find_videos, hold_out
+from dataset_loader import check_disjoint, find_videos, get_kinetics_dataset, hold_out, open_source
 from mae.files import InputError
 
 
@@ -40,6 +40,16 @@ def test_a_list_of_files(tmp_path):
         str(tmp_path / "a.anything"),
         str(tmp_path / "b.mp4"),
     ]
+
+
+def test_folders_in_a_list(tmp_path):
+    touch(tmp_path / "a.mp4", tmp_path / "x" / "b.mp4", tmp_path / "x" / "in" / "c.mp4", tmp_path / "x y" / "d.mp4")
+    listed = [tmp_path / name for name in ("x y", "x", "a.mp4")]
+    assert find_videos(listed) == open_source(listed).names == sorted(map(str, tmp_path.rglob("*.mp4")))
+    (tmp_path / "link").symlink_to(tmp_path / "x" / "in")
+    for inner in ("x/in", "link", "x/b.mp4", "x/../x"):
+        with pytest.raises(InputError, match=f"{inner} lies in .*x: its videos would be there twice"):
+            get_kinetics_dataset([*listed, tmp_path / inner])
 
 
 def test_nothing_found_is_said(tmp_path):

@@ -1,6 +1,7 @@
 """Every form of a data set shows the frames of its videos at their times, and is the same after any number of kills."""
 
 import json
+import os
 import random
 import time
 from functools import partial
@@ -17,7 +18,7 @@ from dataset_loader.encoding import write_video
 from dataset_loader.manifest import Row, default_path, write_manifest
 from dataset_loader.packed import Shard
 from dataset_loader.prepare import Recipe, _bytes, _duration, at_rate, prepare
-from dataset_loader.supervised import _context
+from dataset_loader.workers import forking_context
 from mae.files import InputError
 
 RECIPES = {
@@ -136,7 +137,7 @@ def kill_at_random_moments(form, folder, out, undisturbed, kills, seed):
     run = partial(prepare, folder, out, RECIPES[form], jobs=2)
     caught = 0
     for attempt in range(10 * kills):
-        process = _context().Process(target=run)
+        process = forking_context().Process(target=run)
         process.start()
         while process.is_alive() and not any(out.glob(".unfinished.*/*/*")):
             time.sleep(0.005)
@@ -219,9 +220,15 @@ def test_only_what_the_manifest_calls_ok(folder, tmp_path, pictures, capsys):
         prepare(tmp_path / "v", tmp_path / name, recipe, jobs=1, **options)
         return {path.name for path in (tmp_path / name).iterdir() if path.is_dir()}
 
-    assert made("ok") == {"a", "c"} and "2 of the 3 files" in capsys.readouterr().out
+    with pytest.raises(InputError, match="into train and test: choose --split train or --split test, .* --split all"):
+        made("mixed")
+    assert made("ok", split="all") == {"a", "c"} and "2 of the 3 files" in capsys.readouterr().out
     assert made("train", split="train") == {"a"}
+    with pytest.raises(InputError, match="split was train and is now test"):
+        made("train", split="test")
     assert made("all", every_file=True) == {"a", "b", "c"}
+    write_manifest(default_path(tmp_path / "v"), rows[:2])
+    assert made("one side") == {"a"}
     with pytest.raises(InputError, match="has no video that is ok and of the split val"):
         made("val", split="val")
     with pytest.raises(InputError, match="told by a manifest"):
@@ -252,6 +259,30 @@ def test_nothing_of_the_users_is_touched(folder, tmp_path, pictures):
     write_video(tmp_path / "v" / "b.mp4", pictures[:2], 30)
     with pytest.raises(InputError, match="begun in another way: videos was"):
         prepare(tmp_path / "v", tmp_path / "w", Recipe("packed"))
+
+
+@pytest.mark.parametrize("form", sorted(RECIPES))
+def test_a_result_of_other_videos_is_not_kept(form, tmp_path, pictures):
+    """Another folder with the same names, a video that was written again since, and one that has grown."""
+    for name in ("v", "w"):
+        write_video(tmp_path / name / "a.mp4", pictures[:10], 30)
+    prepare(tmp_path / "v", tmp_path / "out", RECIPES[form], jobs=1)
+    made = tree(tmp_path / "out")
+    with pytest.raises(InputError, match="begun in another way: source was .*/v and is now .*/w; give another --out"):
+        prepare(tmp_path / "w", tmp_path / "out", RECIPES[form], jobs=1)
+    (tmp_path / "link").symlink_to("v")
+    prepare(tmp_path / "link", tmp_path / "out", RECIPES[form], jobs=1)
+    later = time.time_ns() + 10**9
+    os.utime(tmp_path / "v" / "a.mp4", ns=(later, later))
+    with pytest.raises(InputError, match=r"a\.mp4 is newer than what was made of it in .*out \(1 such videos\)"):
+        prepare(tmp_path / "v", tmp_path / "out", RECIPES[form], jobs=1)
+    if form == "packed":
+        with open(tmp_path / "v" / "a.mp4", "ab") as file:
+            file.write(bytes(9))
+        os.utime(tmp_path / "v" / "a.mp4", (0, 0))
+        with pytest.raises(InputError, match="videos was"):
+            prepare(tmp_path / "v", tmp_path / "out", RECIPES[form], jobs=1)
+    assert tree(tmp_path / "out") == made
 
 
 def test_small_videos_are_not_enlarged(tmp_path, pictures):

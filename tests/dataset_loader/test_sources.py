@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset_loader import get_kinetics_dataset, make_loader
+from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
 from dataset_loader.decoding import DecodeError
 from dataset_loader.encoding import write_video
 from dataset_loader.frame_folders import FrameClip, find_numbers
@@ -193,6 +193,54 @@ def test_several_shards_are_one_source(tmp_path, moving_frames):
         with source.open(number) as clip:
             assert clip.times.tolist() == [0.0, number + 1.0]
             assert clip.path == source.names[number]
+
+
+@pytest.mark.parametrize("train", ["files", "packed", "frames", "ledger"])
+@pytest.mark.parametrize("test", ["packed", "frames", "ledger"])
+def test_training_and_test_are_kept_apart_in_every_form(tmp_path, moving_frames, train, test):
+    def make(form, name, ids):
+        top = tmp_path / name
+        names = [f"{k}_000010_000020" if name == "test" else k for k in ids]  # cuts of one video are one video
+        if form == "packed":
+            videos = [(f"class/{k}.mp4", [(moving_frames[0], 0.0)]) for k in names]
+            write_shard(top / "0.shard", videos)
+        for k in names:
+            if form == "files":
+                (top / "class").mkdir(parents=True, exist_ok=True)
+                (top / "class" / f"{k}.mp4").touch()
+            elif form != "packed":
+                write_folder(top / "class" / k, moving_frames[:2])
+        if form == "ledger":
+            (top / "ledger.csv").write_text("".join(f"class/{k},1,2,0\n" for k in names))
+        return top
+
+    folder = make(train, "train", ["a.v1", "b"])
+    check_disjoint(folder, make(test, "apart", ["a.v2", "c"]))
+    with pytest.raises(InputError, match=r"test and .*train are of one video, 'b': .* \(1 such videos\)"):
+        check_disjoint(folder, make(test, "test", ["b", "c"]))
+
+
+def test_lists_of_folders_hold_one_kind(tmp_path, moving_frames):
+    for name in "ab":
+        write_folder(tmp_path / "frames" / name, moving_frames[:2])
+        write_shard(tmp_path / f"packed {name}" / "0.shard", [(name, [(moving_frames[0], 0.0)])])
+    assert isinstance(open_source([tmp_path / "frames" / name for name in "ab"]), FrameFolders)
+    packed = open_source([tmp_path / f"packed {name}" for name in "ab"])
+    assert [name[-1] for name in packed.names] == ["a", "b"]
+    with pytest.raises(InputError, match="the list mixes 2 folders of pictures.* packed shards: give one kind"):
+        open_source([tmp_path / "frames", tmp_path / "packed a"])
+
+
+def test_masks_beside_frames_are_left_out(tmp_path, moving_frames, capsys):
+    """The layout of DAVIS: the masks are numbered pictures too."""
+    for name in ("JPEGImages/480p/bear", "Annotations/480p/bear", "Annotations_unsupervised/480p/bear"):
+        suffix = "png" if "Annotations" in name else "jpg"
+        write_folder(tmp_path / "DAVIS" / name, moving_frames[:3], f"{{:05d}}.{suffix}")
+    found = get_kinetics_dataset(tmp_path)
+    assert found.paths == [str(tmp_path / "DAVIS" / "JPEGImages" / "480p" / "bear")]
+    said = capsys.readouterr().out
+    assert "1 folders of pictures without the masks in" in said and "DAVIS/Annotations," in said
+    assert len(open_source(tmp_path / "DAVIS" / "Annotations").names) == 1  # asked for by name
 
 
 def test_names_are_a_sequence():

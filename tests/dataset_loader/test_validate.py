@@ -21,12 +21,13 @@ import numpy as np
 import pytest
 
 from cli.main import main
-from dataset_loader import decode_all
+from dataset_loader import check_disjoint, decode_all, open_source
 from dataset_loader.encoding import copy_cut, write_video
 from dataset_loader.manifest import COLUMNS, Row, Rules, default_path, read_manifest, write_manifest
 from dataset_loader.splitting import check_no_overlap, duplicates, split, split_data, video_id
-from dataset_loader.supervised import Failure, _context, supervise
+from dataset_loader.supervised import Failure, supervise
 from dataset_loader.validate import content_hash, measure, validate
+from dataset_loader.workers import forking_context
 from mae.files import InputError
 
 ANY = Rules(min_seconds=0.5, min_fps=None, max_fps=None)
@@ -115,6 +116,18 @@ def test_no_process_outlives_a_supervisor_that_is_killed(tmp_path):
     while is_running(pid):
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_ctrl_c_while_processes_start_is_for_one_to_report():
+    """It goes to the whole group, also to the process that imports what the others are forked with."""
+    code = "import time; from dataset_loader.workers import forking_context; forking_context(); print(flush=True)\n"
+    code += "try: time.sleep(60)\nexcept KeyboardInterrupt: print('stopped')"
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
+    process.stdout.readline()
+    time.sleep(0.2)  # until it imports
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60) == ("stopped\n", "")
 
 
 def is_running(pid):
@@ -235,7 +248,9 @@ def test_a_file_that_changes_is_decoded_again(tmp_path, pictures, capsys):
     for name in ("a", "b"):
         write_video(tmp_path / "v" / f"{name}.mp4", pictures, 30)
     validate(tmp_path / "v", rules=ANY, jobs=1)
-    assert default_path(tmp_path / "v") == tmp_path / "v.manifest.csv"
+    assert default_path(tmp_path / "v") == default_path(tmp_path / "v" / "x" / "..") == tmp_path / "v.manifest.csv"
+    with pytest.raises(InputError, match="/ has nothing beside it"):
+        default_path("/")
     write_video(tmp_path / "v" / "b.mp4", pictures[:20], 30)
     rows = validate(tmp_path / "v", rules=ANY, jobs=1)
     assert "1 of them known; 1 to decode" in capsys.readouterr().out
@@ -317,7 +332,7 @@ def kill_at_random_moments(folder, out, undisturbed, kills, seed):
     for attempt in range(10 * kills):
         if attempt % 3 == 0:
             out.unlink(missing_ok=True)
-        process = _context().Process(target=run)
+        process = forking_context().Process(target=run)
         process.start()
         while process.is_alive() and not journal.exists():  # importing is not what is to be disturbed
             time.sleep(0.005)
@@ -420,7 +435,12 @@ def mutated(folder, pictures, count, seed=0):
     tiny = path.read_bytes()
     write_video(path := folder.parent / "odd.mkv", pictures[:, :37, :51], 30, codec="ffv1", pixel_format="yuv444p")
     odd = path.read_bytes()
+    write_video(path := folder.parent / "instant.mkv", pictures, [0.0] * 30, codec="ffv1", pixel_format="yuv444p")
+    instant = path.read_bytes()
+    write_video(path := folder.parent / "instant.mp4", pictures, [0.0] * 30)
+    instant_mp4 = path.read_bytes()
     kinds = ["cut", "flip", "flip", "noise", "zeros", "header", "one", "tiny", "odd", "empty", "text", "audio"]
+    kinds += ["instant", "instant mp4"]  # zero duration
     folder.mkdir()
     for number in range(count):
         kind = kinds[number % len(kinds)]
@@ -445,6 +465,8 @@ def mutated(folder, pictures, count, seed=0):
                 "empty": (suffix, b"", "is empty"),
                 "text": (suffix, b"This is not a video.\n" * 20, "cannot be opened as a video"),
                 "audio": (".mp4", audio_only(), "no video stream"),
+                "instant": (".mkv", instant, "shows all of its 30 frames at one time"),
+                "instant mp4": (".mp4", instant_mp4, "shows all of its 30 frames at one time"),
             }[kind]
         name = f"{number:04}_{kind}{suffix}"
         (folder / name).write_bytes(data)
@@ -452,9 +474,37 @@ def mutated(folder, pictures, count, seed=0):
     return made
 
 
+MOST_MEMORY = 600 << 20  # bytes in a process: 420 MiB were measured, most of it libraries that it is forked with
+
+
+@contextmanager
+def peaks_of_memory():
+    """Look at the processes at work all the time; yields {process id: the most bytes that it held}."""
+    over = threading.Event()
+    peaks: dict[int, int] = {}
+
+    def look():
+        while not over.wait(0.01):
+            for process in multiprocessing.active_children():
+                with suppress(OSError, StopIteration):
+                    status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                    line = next(line for line in status if line.startswith("VmHWM:"))
+                    peaks[process.pid] = int(line.split()[1]) * 1024
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        over.set()
+        thread.join()
+
+
 def check_mutated(tmp_path, pictures, count, seed):
     made = mutated(tmp_path / "bad", pictures, count, seed)
-    rows = {row.path: row for row in validate(tmp_path / "bad", rules=ANY, jobs=2, silence=20)}
+    with peaks_of_memory() as peaks:
+        rows = {row.path: row for row in validate(tmp_path / "bad", rules=ANY, jobs=2, silence=20)}
+    assert peaks and max(peaks.values()) < MOST_MEMORY, peaks
     assert rows.keys() == made.keys()
     for name, (_, says) in made.items():
         row = rows[name]
@@ -528,17 +578,35 @@ def test_overlap_is_refused():
     check_no_overlap(rows_of(["a.mp4"]), [Row("b.mp4", hash="e")])
 
 
-def test_two_folders_become_two_sides(tmp_path, capsys):
+def test_two_folders_become_two_sides(tmp_path, capsys, monkeypatch):
     for name, ids in {"train": ("a", "b"), "test": ("c",)}.items():
         for k in ids:
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / f"{k}.mp4").write_text(k)
         rows = [Row(f"{k}.mp4", bytes=1, hash=k * 32, status="ok") for k in ids]
         write_manifest(default_path(tmp_path / name), rows)
-    split_data(tmp_path / "train", test=tmp_path / "test", lists=tmp_path / "lists")
+    monkeypatch.chdir(tmp_path)
+    split_data("train", test="test", lists="lists")
     assert [row.split for row in read_manifest(tmp_path / "train.manifest.csv")] == ["train", "train"]
     assert [row.split for row in read_manifest(tmp_path / "test.manifest.csv")] == ["test"]
-    assert (tmp_path / "lists" / "test.txt").read_text() == f"{tmp_path / 'test' / 'c.mp4'}\n"
+    assert (tmp_path / "lists" / "test.txt").read_text() == "../test/c.mp4\n"
+    monkeypatch.chdir("lists")
+    for where in ("train.txt", tmp_path / "lists" / "train.txt"):  # the lines are relative to the list
+        found = open_source(where)
+        assert [os.path.realpath(name) for name in found.names] == [
+            str(tmp_path / "train" / k) for k in ("a.mp4", "b.mp4")
+        ]
+    check_disjoint("train.txt", "test.txt")
+    (tmp_path / "lists" / "both.txt").write_text("../train/b.mp4\r\n\n../test/c.mp4")
+    with pytest.raises(InputError, match=r"b\.mp4 are one file"):
+        check_disjoint("train.txt", "both.txt")
+    (tmp_path / "lists" / "gone.txt").write_text("../train/a.mp4\nno such.mp4\n")
+    with pytest.raises(InputError, match=r"no such\.mp4 does not exist"):
+        open_source("gone.txt")
+    monkeypatch.chdir(tmp_path)
+    write_manifest(tmp_path / "m.csv", read_manifest(tmp_path / "train.manifest.csv"))
+    with pytest.raises(InputError, match="no list can be written"):
+        split_data("m.csv", lists="other")
     assert "train: 2 videos" in capsys.readouterr().out
     inner = tmp_path / "train" / "inner"
     inner.mkdir()

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dataset_loader import get_kinetics_dataset
-from dataset_loader.dataset import EpochSampler
-from dataset_loader.video_frame_dataset import Ledger, VideoFrameDataset
+from dataset_loader import get_kinetics_dataset, make_loader
+from dataset_loader.dataset import EpochSampler, PairDataset
+from dataset_loader.video_frame_dataset import Ledger, Segments, VideoFrameDataset
 from mae.files import InputError
 
 LENGTHS = {"video_1": 31, "video_2": 12, "class b/video_3": 20}
@@ -184,6 +184,26 @@ def test_clips_with_fewer_starts_than_segments(root):
         dataset(root, 1, 6)
     with pytest.raises(InputError, match="num_segments 0"):
         dataset(root, 0, 1)
+
+
+def test_frames_that_are_missing_in_the_middle(root):
+    for number in range(7, 10):
+        (root / "video_1" / f"img_{number:05}.jpg").unlink()
+    with pytest.raises(InputError, match=r"line 3: .*video_1 lacks img_00007\.jpg \(3 of its frames 6 to 10\)"):
+        ledger(root, "video_2 1 12 5\n\nvideo_1 6 10 7\n", complete=True)
+    with pytest.raises(InputError, match="line 1: .*video_1 lacks"):
+        dataset(root, 2, 2)
+    # A clip that is too short for a sampler is replaced, reported, and ends no run.
+    short = ledger(root, "video_1 6 10 7\nvideo_2 1 12 5\n")
+    (batch,) = make_loader(PairDataset(short, Segments(1, 4), image_size=16), 2)
+    assert batch["path"] == [str(root / "video_2")] * 2
+    assert batch["bad"] == [(str(root / "video_1"), "a video has 2 frames, fewer than the 4 of a segment")]
+
+
+@pytest.mark.parametrize("template", ["img_{:05q}.jpg", "img_%05d.jpg", "{x}.jpg", "img_{.jpg", "{:05d}{:05d}.jpg"])
+def test_templates_that_cannot_be(root, template):
+    with pytest.raises(InputError, match="imagefile_template is .*it must have a place for a frame's number"):
+        dataset(root, imagefile_template=template)
 
 
 def test_randomness(root):
