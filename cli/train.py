@@ -42,8 +42,8 @@ class Arguments:
     weights: Path | None = None
     """public MAE weights to start from: the file, or the folder where it lies (see `siammae weights`)"""
     resume: str = "auto"
-    """a run, or a checkpoint, to go on with; auto: the unfinished run of this prefix and configuration, if there is
-    one; none: begin a new one"""
+    """a run to go on with, or <run>/<epoch> to rewind it to; auto: the unfinished run of this prefix and configuration,
+    if there is one; once: the same, but a finished one is left alone and no other begun; none: begin a new one"""
     allow_changes: bool = False
     """go on although the configuration differs from that of the run"""
     prefix: str = ""

@@ -8,13 +8,17 @@
     epoch      finished epochs                  step       finished updates
     position   updates of the running epoch     losses     of those, or of the last epoch if it has just ended
     random     states of torch's generator      threads    of the CPU, on which its sums depend
-Each record of the file carries a checksum (CRC-32), which is compared before anything is used.
+    rewound    file that it was last rewound to, if any
+Each record of the file carries a checksum (CRC-32), which is compared before anything is used. `last.pt` is written
+first, so that `<epochs>.pt` says that a run is finished. A `last.pt` that is damaged is kept as `damaged.pt`.
 """
 
 import errno
 import fcntl
+import itertools
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,11 +40,14 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def save_last(folder: Path, checkpoint: dict[str, Any]) -> None:
-    """Write `last.pt`, and keep the one before as `previous.pt`: at every moment one of them is whole."""
+    """Write `last.pt`, and keep the one before, which must be whole, as `previous.pt`: at every moment one of them is
+    whole. The new one is on the disk before anything is renamed."""
     last = folder / LAST
 
     def write(file: Any) -> None:
         torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
         if last.exists():
             os.replace(last, folder / PREVIOUS)
 
@@ -90,6 +97,11 @@ def check_whole(path: Path) -> None:
         raise InputError(f"{path} is damaged: the checksum of {damaged} differs; use an earlier checkpoint")
 
 
+def numbered(folder: Path) -> list[Path]:
+    """The `<epoch>.pt` of a run, in their order."""
+    return sorted((path for path in folder.glob("*.pt") if path.stem.isdecimal()), key=lambda path: int(path.stem))
+
+
 def newest_whole(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]] | None:
     """The newest undamaged checkpoint of a run to go on with, or None if there is none; damaged ones are named."""
 
@@ -101,13 +113,54 @@ def newest_whole(folder: Path, say: Callable[[str], None] = print) -> tuple[Path
                 say(str(error))
         return []
 
-    numbered = sorted((path for path in folder.glob("*.pt") if path.stem.isdecimal()), key=lambda path: int(path.stem))
     last, previous = ([path for path in (folder / name,) if path.is_file()] for name in (LAST, PREVIOUS))
-    found = first(last) or first(previous) + first(reversed(numbered))
+    found = first(last) or first(previous) + first(reversed(numbered(folder)))
     chosen = max(found, key=lambda pair: pair[1].get("step", 0), default=None)
     if chosen and last and chosen[0] != last[0]:
         say(f"going on from {chosen[0]} instead, after {chosen[1].get('step', 0)} steps")
     return chosen
+
+
+def free_name(path: Path) -> Path:
+    """The path, or the first of `<name>_2`, `<name>_3`, … at which there is nothing yet."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}_{k}") for k in itertools.count(2)))
+    return next(name for name in names if not name.exists())
+
+
+def rewind(folder: Path, path: Path, checkpoint: dict[str, Any], logs: dict[str, Path]) -> Path:
+    """Make an earlier checkpoint of a run its `last.pt`; what is later is kept in a folder of its own, with the logs as
+    they are now, by the names that they are to have there.
+
+    At every moment the run goes on rightly, from where it was or from the checkpoint: the new `last.pt`, whose
+    `rewound` says what it is, takes the old one's place when all else is done.
+    """
+    aside = free_name(folder / "before_rewind")
+    aside.mkdir()
+    for file in folder.glob("*.pt"):
+        if file.name == LAST:
+            try:
+                os.link(file, aside / LAST)
+            except OSError:  # a file system without links
+                _copy(file, aside / LAST)
+        elif file.name != path.name and _is_later(file, checkpoint["step"]):
+            os.replace(file, aside / file.name)
+    for name, log in logs.items():
+        if log.exists():
+            _copy(log, aside / name)
+    save_checkpoint(folder / LAST, checkpoint)
+    return aside
+
+
+def _copy(path: Path, to: Path) -> None:
+    with open(path, "rb") as source:
+        write_atomically(to, lambda file: shutil.copyfileobj(source, file))
+
+
+def _is_later(path: Path, step: int) -> bool:
+    try:
+        return read_checkpoint(path, mmap=True).get("step", 0) > step
+    except InputError:  # damaged: nobody knows
+        return True
 
 
 def load_model(path: Path, device: torch.device | str = "cpu", *, averaged: bool = False) -> tuple[Any, dict[str, Any]]:

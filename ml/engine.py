@@ -68,9 +68,7 @@ class Run:
 
     def prepare(self, strategy: Strategy, accumulation: int, compile: bool) -> None:
         """The optimiser, the module to call, and the state of a checkpoint that is to be gone on with."""
-        checkpoint = self.place.checkpoint
-        if checkpoint:
-            self.model.load_state_dict(checkpoint["model"])
+        checkpoint = self.place.checkpoint  # its weights are the model's already
         if compile:
             self.model.compile()
         self.module = wrap(self.model, strategy, self.ranks, self.device)
@@ -91,14 +89,25 @@ class Run:
         self.first_step = 0
         if checkpoint:
             load_optimizer_state(self.model, self.optimizer, checkpoint["optimizer"])
-            if self.settings["ema"]:
+            if checkpoint["averaged"] and self.settings["ema"]:
                 self.averaged.load(checkpoint["averaged"])
+            elif self.settings["ema"] and self.ranks.first:
+                print("the run kept no averaged weights until now: the averages (ema) begin at its weights")
             for name in ("step", "position", "losses", "pairs", "skipped", "best", "random"):
                 setattr(self, name, checkpoint[name])
             self.epoch = checkpoint["epoch"] + 1
             self.first_step = self.step
             if self.device.type == "cpu" and checkpoint["threads"]:
                 torch.set_num_threads(checkpoint["threads"])  # the order of sums depends on it
+
+    def catch_up(self, kept: Callable[[int], bool]) -> None:
+        """Keep the epoch that a resumed run has just ended, if it was killed after `last.pt` and before that file."""
+        done, checkpoint = self.epoch - 1, self.place.checkpoint
+        path = self.place.folder / f"{done}.pt"
+        with self.ranks.together():
+            if self.ranks.first and checkpoint and done and not self.position and kept(done) and not path.exists():
+                with writing_to(self.place.folder):
+                    save_checkpoint(path, checkpoint)
 
     def begin(self, epoch: int) -> None:
         """Go to the epoch's first step, or to where a resumed run was in it."""
@@ -156,7 +165,8 @@ class Run:
             total += share.detach()
             pairs += len(mask)
         norm = clip_gradients(self.model, self.clip_grad)
-        update(self.optimizer, norm + 0 * total)  # no number where either is none
+        mean = self.ranks.mean(total.clone())
+        update(self.optimizer, norm + 0 * mean)  # no number where either is none, so that all processes leave it out
         self.averaged.update()
         self.step += 1
         self.position += 1
@@ -167,7 +177,7 @@ class Run:
             step=self.step, epoch=self.epoch, position=self.position, lr=lr, pairs=pairs * self.ranks.world_size,
             waited=waited, paths=[path for batch in batches for path in batch.get("path", [])],
         )  # fmt: skip
-        numbers = torch.stack([self.ranks.mean(total.clone()), norm.to(total), total])
+        numbers = torch.stack([mean, norm.to(total), total])
         self._expect(about, numbers)
         self._read(keep=0 if self.device.type == "cpu" else 1)
 
@@ -287,15 +297,15 @@ class Run:
             self.report.log(self.step, {"epoch": float(self.epoch), **told}, files, checkpoint)
 
     def _write(self, done: int, path: Path | None, *, last: bool = False) -> None:
-        """The state after `done` whole epochs, into a file of its own, as the last one, or both."""
+        """The state after `done` whole epochs: as the last one, then into a file of its own, or one of the two."""
         state = self._state(done)  # every process has a part of it where it is divided
         with self.ranks.together():
             if self.ranks.first:
                 with writing_to(self.place.folder):
-                    if path:
-                        save_checkpoint(path, state)
                     if last:
                         save_last(self.place.folder, state)
+                    if path:  # comes second: that of the last epoch says that the run is finished
+                        save_checkpoint(path, state)
 
     def _state(self, done: int) -> dict[str, Any]:
         """All that a resume needs, after `done` whole epochs."""
@@ -314,6 +324,7 @@ class Run:
             random={"epoch": self.random["epoch"], "now": torch.get_rng_state()},
             threads=torch.get_num_threads() if self.device.type == "cpu" else 0,
             run=self.place.run,
+            rewound=(self.place.checkpoint or {}).get("rewound"),
             config=self.model.config,
             settings=self.settings,
             run_config=self.place.identity["run"],

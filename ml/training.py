@@ -66,9 +66,10 @@ def train(
     After each epoch a line goes to `losses/<run>.txt`, after each step one to `losses/<run>.jsonl`. The state goes to
     `checkpoints/<run>/last.pt` every `save_minutes`, after each epoch, and when Ctrl-C, SIGTERM or SIGUSR1 asks to
     stop; every `num_epochs_per_save` epochs, and at the end, `<epoch>.pt` and a figure of the first pair that was seen
-    are kept as well. resume: a run (or a checkpoint) to go on with, exactly as if it had never stopped; `auto`: the
-    newest unfinished one of this prefix and configuration, if there is one. allow_changes: go on although the
-    configuration differs.
+    are kept as well. resume: a run to go on with, exactly as if it had never stopped; `auto`: the newest unfinished one
+    of this prefix and configuration, if there is one; `once`: the same, but where such a run is finished none is begun.
+    A checkpoint of a run, such as `<run>/<epoch>`: rewind it to that; what was later is kept in its folder, and the
+    same again goes on. allow_changes: go on although the configuration differs.
 
     layer_decay, clip_grad (the gradients' largest norm), ema (averaged weights): off at 1, 0, 0. compile: by torch.
     skip_nonfinite: how many steps with a loss or gradient that is no number are left out before the run ends.
@@ -96,10 +97,13 @@ def train(
         stack.enter_context(ranks.outliving_others())
         with ranks.together():
             place = begin_run(
-                root, prefix, identity, resume, allow_changes, ranks, lambda path: stack.enter_context(only_here(path))
-            )
+                root, prefix, model, identity, resume, allow_changes, ranks,
+                lambda path: stack.enter_context(only_here(path)),
+            )  # fmt: skip
         run = Run(model.to(device), data_loader, settings, place, device, ranks, clip_grad, skip_nonfinite)
         run.prepare(strategy, accumulation, compile)
+        kept = lambda epoch: epoch % num_epochs_per_save == 0 or epoch == epochs  # noqa: E731
+        run.catch_up(kept)
         run.report = make_tracker(tracker if ranks.first else "none", place.run, identity, root, run.step)
         stack.callback(run.report.close)
         run.log = stack.enter_context(closing(StepLog(place.steps))) if ranks.first else None
@@ -122,7 +126,7 @@ def train(
             values = run.validate(validation) if validation is not None else {}
             if score and (epoch % score_epochs == 0 or epoch == epochs):
                 values |= run.score(score)
-            run.save(keep=epoch % num_epochs_per_save == 0 or epoch == epochs, values=values)
+            run.save(keep=kept(epoch), values=values)
             saved = time.monotonic()
         summary = run.summary()
     if progress and ranks.first:

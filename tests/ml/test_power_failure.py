@@ -1,7 +1,11 @@
 """Every prefix of a run's writes, flushes and renames leaves a run that loads, after a kill and after power failure."""
 
 import builtins
+import io
+import json
 import os
+import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +15,8 @@ import torch
 from mae.models_mae import MAEEncoder
 from ml.checkpoints import newest_whole
 from ml.logs import read_losses, read_steps
+from ml.ranks import Ranks
+from ml.runs import _own_run, begin_run
 from ml.SiamMAE import SiamMAE
 from ml.training import train
 
@@ -60,6 +66,11 @@ class Disk:
         monkeypatch.setattr(os, "fsync", fsync)
         monkeypatch.setattr(Path, "unlink", unlink)
 
+    def damage(self, path: Path) -> None:
+        """One bit of a file flips, where nobody sees it."""
+        path.write_bytes(_rotten(path.read_bytes()))
+        self.events.append(("damage", str(path.relative_to(self.root))))
+
     def prefixes(self) -> Iterator[list[tuple]]:
         """Beginnings of the sequence; of the many writes in a row to one file the first, one in the middle and all."""
         cuts, run = [], 0
@@ -88,6 +99,9 @@ class Disk:
             elif kind == "flush":
                 durable[names[path]] = bytes(content[names[path]])
                 safe.setdefault(path, names[path])  # as ext4 and xfs do for a new file
+            elif kind == "damage":
+                content[names[path]] = bytearray(_rotten(content[names[path]]))
+                durable[names[path]] = _rotten(durable[names[path]])
             elif kind == "replace":
                 names[event[2]] = names.pop(path)
             elif kind == "unlink":
@@ -100,6 +114,14 @@ class Disk:
             data = durable.get(number, b"") if power else bytes(content[number])
             (where / path).parent.mkdir(parents=True, exist_ok=True)
             (where / path).write_bytes(data)
+
+
+def _rotten(content: bytes) -> bytes:
+    """With a bit flipped in the record of the largest tensor."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        tensor = max(archive.infolist(), key=lambda record: record.file_size)
+    place = tensor.header_offset + tensor.file_size // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
 class _Recording:
@@ -118,10 +140,17 @@ class _Recording:
         self._file.close()
 
 
+class Stop(Exception):
+    """The end of a run that the tests bring about."""
+
+
 class Pairs:
-    """A loader of three batches of random pairs."""
+    """A loader of three batches of random pairs; it ends the run instead of giving batch `stop` (epoch, batch)."""
 
     batch_size = 2
+
+    def __init__(self, stop=None):
+        self.stop = stop
 
     def __len__(self):
         return 3
@@ -131,42 +160,125 @@ class Pairs:
 
     def __iter__(self):
         for k in range(self.start, 3):
+            if (self.epoch, k) == self.stop:
+                raise Stop
             draw = torch.Generator().manual_seed(10 * self.epoch + k)
             video = torch.randint(256, (2, 2, 3, 16, 16), dtype=torch.uint8, generator=draw)
             yield {"video": video, "seed": torch.arange(2), "time": torch.tensor([[0.0, 0.5]] * 2), "path": ["a", "b"]}
 
 
-def test_every_moment_leaves_a_run_that_loads(tmp_path, monkeypatch):
+def tiny():
+    """Only its last layer learns, so that its state holds few tensors: hundreds of them are read here."""
     torch.manual_seed(0)
     model = SiamMAE(MAEEncoder(16, 8, 16, 1, 2), decoder_size=(16, 1, 2))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("decoder.pred"))
+    return model
+
+
+@pytest.fixture
+def recording(tmp_path, monkeypatch):
+    """(disk, start): trains two epochs, saving after each step, and records what that does to the disk."""
     root = tmp_path / "run"
     root.mkdir()
     monkeypatch.setattr("ml.engine.Run._draw", lambda self: {})
-    with monkeypatch.context() as recording:
-        disk = Disk(root, recording)
-        run = train(
-            model, Pairs(), epochs=2, num_epochs_per_save=2, save_minutes=0, device="cpu", root=root,
-            validation=Pairs(), progress=False,
-        )  # fmt: skip
+    disk = Disk(root, monkeypatch)
+
+    def start(loader, **options):
+        options = dict(epochs=2, save_minutes=0, device="cpu", root=root, progress=False, **options)
+        return train(tiny(), loader, **options)
+
+    return disk, start
+
+
+def identity_of(run, root):
+    return json.loads((root / "checkpoints" / run / "config.json").read_text())
+
+
+def gone_on_with(run, where, identity, resume):
+    """(step, epoch) from which a run goes on after what happened to `where`; its logs know that much and no more."""
+    place = begin_run(where, "", tiny(), identity, resume, False, Ranks(), lambda folder: None)
+    assert place.run == run, "another run was begun"
+    state = place.checkpoint or {"step": 0, "epoch": 0}
+    steps = read_steps(place.steps) if state["step"] else []
+    assert [step["step"] for step in steps if "loss" in step] == list(range(1, state["step"] + 1))
+    assert [step["epoch"] for step in steps if "epoch_loss" in step] == list(range(1, state["epoch"] + 1))
+    epochs = read_losses(place.losses) if state["epoch"] else []
+    assert [line.epoch for line in epochs] == list(range(1, state["epoch"] + 1))
+    return state["step"], state["epoch"]
+
+
+POWER = (None, "data lost", "names lost")
+
+
+def test_every_moment_leaves_a_run_that_is_gone_on_with(recording, tmp_path, capsys):
+    """In the middle of it `last.pt` rots: from then on the one before is used, until a new one is whole."""
+    disk, start = recording
+    with pytest.raises(Stop):
+        start(Pairs(stop=(2, 1)), validation=Pairs())  # after four steps
+    (folder,) = (disk.root / "checkpoints").iterdir()
+    run, identity = folder.name, identity_of(folder.name, disk.root)
+    disk.damage(folder / "last.pt")
+    assert start(Pairs(), validation=Pairs(), resume="auto") == run
+    assert {"damaged.pt", "last.pt", "previous.pt", "2.pt", "best.pt"} <= {p.name for p in folder.iterdir()}
     kinds = [event[0] for event in disk.events]
     assert kinds.count("replace") > 12 and kinds.count("flush") > 12
-    seen = {None: 0, "data lost": 0, "names lost": 0}
+    seen = dict.fromkeys(POWER, 0)
     for k, events in enumerate(disk.prefixes()):
+        rotten = "damage" in [event[0] for event in events]
+        if events[-1][0] == "damage":
+            seen = dict.fromkeys(POWER, 3)
         for power in seen:
+            if power and events[-1][0] == "write":
+                continue  # as before it: it is not on the disk yet
             where = tmp_path / f"{k}_{power}"
             disk.play(events, where, power=power)
-            folder, log = where / "checkpoints" / run, where / "losses" / run
-            said = []
-            found = newest_whole(folder, said.append) if folder.is_dir() else None
-            step = found[1]["step"] if found else 0
-            assert said == [], "nothing may be damaged"
+            folder = where / "checkpoints" / run
+            if not (folder / "config.json").exists():
+                assert seen[power] == 0 and not list(folder.glob("*.pt"))
+                continue
+            finished = (folder / "2.pt").exists()
+            assert (_own_run(where, "", identity, False, once=False) is None) == finished
+            capsys.readouterr()
+            step, epoch = gone_on_with(run, where, identity, "once")
+            assert rotten or "damaged" not in capsys.readouterr().out, "nothing else may be damaged"
             assert step >= seen[power], "what was saved must not be lost again"
+            assert (step, epoch) == (6, 2) or not finished
             seen[power] = step
-            if found:  # the logs know all that the state knows
-                known = read_steps(log.with_suffix(".jsonl"))
-                assert [s["step"] for s in known if "loss" in s][:step] == list(range(1, step + 1))
-                epochs = read_losses(log.with_suffix(".txt")) if found[1]["epoch"] else []
-                assert [line.epoch for line in epochs][: found[1]["epoch"]] == list(range(1, found[1]["epoch"] + 1))
             if (folder / "best.pt").is_file():
                 assert torch.load(folder / "best.pt", weights_only=True)["epoch"] >= 1
-    assert seen == {None: 6, "data lost": 6, "names lost": 6}
+            shutil.rmtree(where)
+    assert seen == dict.fromkeys(POWER, 6)
+
+
+def test_a_rewind_is_made_once_whenever_it_is_cut_off(recording, tmp_path, capsys):
+    """`--resume RUN/1` on a finished run, stopped and given again: at every moment both that line and the plain one go
+    on, from before the rewind or from after it, and what was later than epoch 1 is kept."""
+    disk, start = recording
+    run = start(Pairs(), num_epochs_per_save=1)
+    folder, log = disk.root / "checkpoints" / run, disk.root / "losses" / f"{run}.txt"
+    identity, before, written = identity_of(run, disk.root), len(disk.events), log.read_text()
+    with pytest.raises(Stop):
+        start(Pairs(stop=(2, 1)), resume=f"{run}/1", num_epochs_per_save=1)
+    after = len(disk.events)
+    assert f"{run} is rewound to 1.pt, after step 3: what came later" in capsys.readouterr().out
+    kept = {path.name for path in (folder / "before_rewind").iterdir()}
+    assert kept == {"last.pt", "previous.pt", "2.pt", "losses.txt", "steps.jsonl"}
+    assert (folder / "before_rewind" / "losses.txt").read_text() == written
+    start(Pairs(), resume=f"{run}/1", num_epochs_per_save=1)
+    assert f"{run} was rewound to 1.pt before" in capsys.readouterr().out
+    assert len(list(folder.glob("before_rewind*"))) == 1 and log.read_text() == written
+    seen = {(power, resume): 0 for power in (None, "names lost") for resume in ("once", f"{run}/1")}
+    for k, events in enumerate(disk.prefixes()):
+        if not before <= len(events) <= after or events[-1][0] == "write":
+            continue
+        for power, resume in seen:
+            where = tmp_path / f"{k}_{power}_{resume[-1]}"
+            disk.play(events, where, power=power)
+            _, newest = newest_whole(where / "checkpoints" / run)
+            rewound = newest["rewound"] == "1.pt"
+            step, _ = gone_on_with(run, where, identity, resume)
+            assert step == (3 if "/" in resume else 6) or (rewound and step >= seen[power, resume])
+            seen[power, resume] = step if rewound else 0
+            shutil.rmtree(where)
+    assert set(seen.values()) == {4}

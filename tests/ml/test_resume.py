@@ -1,9 +1,11 @@
-"""A run that is stopped at any moment goes on as if it had not been: bit for bit, in weights and in logs."""
+"""A run that is stopped at any moment goes on as if it had not been: bit for bit, in weights and in logs, whether its
+model is of pairs or of clips."""
 
 import json
 import random
 import signal
 import zipfile
+from functools import cache
 
 import pytest
 import torch
@@ -13,14 +15,18 @@ from ml.logs import read_steps
 
 TIMING = ("pairs_per_second", "waiting", "memory_mib")
 SETTINGS = (
-    "--preset", "smoke", "--visits", "1", "--image-size", "32", "--epochs", "3", "--num-epochs-per-save", "3", "--ema",
-    "0.9", "--clip-grad", "1.0",
+    "--visits", "1", "--image-size", "32", "--epochs", "3", "--num-epochs-per-save", "3", "--ema", "0.9", "--clip-grad",
+    "1.0", "--repeated-sampling", "4", "--batch-size", "8",
 )  # fmt: skip
-STEPS = 9  # 6 clips × 4 pairs in batches of 8, 3 epochs
+STEPS = 9  # 6 videos × 4 pairs, or clips, in steps of 8, 3 epochs
+MODELS = {
+    "pairs": ("--preset", "smoke"),
+    "clips": ("--preset", "mae_st_large_smoke", "--pairs-per-device", "4"),  # two batches a step, or two processes
+}
 
 
-def command(clips, root, *more):
-    return ["train", "--data", clips, "--root", root, "--device", "cpu", *SETTINGS, *more]
+def command(clips, root, *more, model="pairs"):
+    return ["train", "--data", clips, "--root", root, "--device", "cpu", *MODELS[model], *SETTINGS, *more]
 
 
 def outcome(root):
@@ -54,52 +60,59 @@ def _flat(tree, name=""):
 
 @pytest.fixture(scope="module")
 def undisturbed(trainer, clips, tmp_path_factory):
-    root = tmp_path_factory.mktemp("undisturbed")
-    codes, said = trainer.run(command(clips, root), root=root)
-    assert codes == [0], said
-    return outcome(root)
+    """The outcome of a run that nothing happens to, by model and number of processes."""
+
+    @cache
+    def run(model="pairs", processes=1):
+        root = tmp_path_factory.mktemp("undisturbed")
+        codes, said = trainer.run(*[command(clips, root, model=model)] * processes, root=root)
+        assert codes == [0] * processes, said
+        return outcome(root)
+
+    return run
 
 
-@pytest.fixture(scope="module")
-def two_undisturbed(trainer, clips, tmp_path_factory):
-    root = tmp_path_factory.mktemp("two")
-    codes, said = trainer.run(command(clips, root), command(clips, root), root=root)
-    assert codes == [0, 0], said
-    return outcome(root)
-
-
-def test_an_undisturbed_run_is_whole(undisturbed):
-    state, logs, _ = undisturbed
+@pytest.mark.parametrize("model", MODELS)
+def test_an_undisturbed_run_is_whole(model, undisturbed):
+    """And two processes end as one: the same samples in the same steps, so the same losses but for rounding."""
+    state, logs, _ = undisturbed(model)
     assert state["step"] == STEPS and [step["step"] for step in logs if "loss" in step] == list(range(1, STEPS + 1))
+    one, two = ([step["loss"] for step in undisturbed(model, n)[1] if "loss" in step] for n in (1, 2))
+    assert two == pytest.approx(one, rel=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("number", "after", "code", "more"),
+    ("model", "number", "after", "code", "more"),
     [
-        (signal.SIGTERM, 2, 143, ()),
-        (signal.SIGINT, 4, 130, ("--workers", "1")),  # with other processes in the second half
-        (signal.SIGUSR1, 7, 138, ()),
+        ("pairs", signal.SIGTERM, 2, 143, ()),
+        ("pairs", signal.SIGINT, 4, 130, ("--workers", "1")),  # with other processes in the second half
+        ("pairs", signal.SIGUSR1, 7, 138, ()),
+        ("clips", signal.SIGTERM, 5, 143, ("--workers", "1")),
     ],
 )
 def test_a_signal_stops_it_and_the_same_command_goes_on(
-    number, after, code, more, trainer, clips, tmp_path, undisturbed
+    model, number, after, code, more, trainer, clips, tmp_path, undisturbed
 ):
-    codes, said = trainer.run(command(clips, tmp_path), root=tmp_path, signal=int(number), after=after)
+    first = command(clips, tmp_path, model=model)
+    codes, said = trainer.run(first, root=tmp_path, signal=int(number), after=after)
     assert codes == [code] and f"{number.name}: stopping after this step" in said
     (log,) = (tmp_path / "losses").glob("*.jsonl")
     stopped = read_steps(log)[-1]["step"]
     assert 0 < stopped < STEPS
     assert f"after step {stopped}; go on with the same command" in said
-    codes, said = trainer.run(command(clips, tmp_path, *more), root=tmp_path)
+    codes, said = trainer.run([*first, *more], root=tmp_path)
     assert codes == [0] and f"after step {stopped}" in said
-    assert_same(outcome(tmp_path), undisturbed)
+    assert_same(outcome(tmp_path), undisturbed(model))
 
 
-def kill_until_done(trainer, clips, root, kills, draw, processes=1, more=("--save-minutes", "0.0005")):
-    """Kill at random moments, start again with the same command, to the end; how many kills met a running process."""
+def kill_until_done(trainer, clips, root, kills, draw, processes=1, model="pairs"):
+    """Kill at random moments, start again with the same command, to the end; how many kills met a running process.
+
+    The state is saved every 30 ms here.
+    """
     met = 0
+    commands = [command(clips, root, "--save-minutes", "0.0005", model=model)] * processes
     for _ in range(kills):
-        commands = [command(clips, root, *more)] * processes
         codes, said = trainer.run(
             *commands, root=root, signal=9, after=draw.randint(0, STEPS), delay=draw.random() * 0.3,
             to=draw.choice([[0], [processes - 1], list(range(processes))]), patience=2,
@@ -108,22 +121,29 @@ def kill_until_done(trainer, clips, root, kills, draw, processes=1, more=("--sav
         if codes == [0] * processes:
             break
         assert all(code in (0, 2, -9) for code in codes), said
-    codes, said = trainer.run(*[command(clips, root, *more)] * processes, root=root)
+    codes, said = trainer.run(*commands, root=root)
     assert codes == [0] * processes, said
     return met
 
 
-def test_killed_three_times_it_ends_the_same(trainer, clips, tmp_path, undisturbed):
-    """kill -9 at any moment; the state is saved every 30 ms here."""
-    codes, _ = trainer.run(
-        command(clips, tmp_path, "--save-minutes", "0.0005"), root=tmp_path, signal=9, after=3, delay=0.05
-    )
-    assert codes == [-9]
-    kill_until_done(trainer, clips, tmp_path, 2, random.Random(0))
-    assert_same(outcome(tmp_path), undisturbed)
+def kill(trainer, clips, folder, kills, draw, expected, processes=1, model="pairs", at_once=6):
+    """Runs that are killed again and again, until so many kills have met a running process; how many runs and kills."""
+    met = count = 0
+    while met < kills:
+        root = folder / f"{model}_{processes}_{count}"
+        met += kill_until_done(trainer, clips, root, min(at_once, kills - met), draw, processes, model)
+        assert_same(outcome(root), expected)
+        count += 1
+    return dict(processes=processes, model=model, kills=met, runs=count)
 
 
-def test_two_processes_stop_and_go_on_together(trainer, clips, tmp_path, two_undisturbed):
+@pytest.mark.parametrize("model", MODELS)
+def test_killed_three_times_it_ends_the_same(model, trainer, clips, tmp_path, undisturbed):
+    """kill -9 at any moment."""
+    kill(trainer, clips, tmp_path, 3, random.Random(0), undisturbed(model), model=model)
+
+
+def test_two_processes_stop_and_go_on_together(trainer, clips, tmp_path, undisturbed):
     """A signal to one of them stops both; killed, both end; and the same command goes on."""
     both = [command(clips, tmp_path)] * 2
     codes, said = trainer.run(*both, root=tmp_path, signal=int(signal.SIGTERM), after=4, to=[1])
@@ -132,7 +152,7 @@ def test_two_processes_stop_and_go_on_together(trainer, clips, tmp_path, two_und
     assert codes == [-9, 2] and "another process of the run has ended" in said
     codes, said = trainer.run(*both, root=tmp_path)
     assert codes == [0, 0], said
-    assert_same(outcome(tmp_path), two_undisturbed)
+    assert_same(outcome(tmp_path), undisturbed(processes=2))
 
 
 def test_a_damaged_state_is_noticed_and_the_one_before_is_used(trainer, clips, tmp_path, undisturbed):
@@ -150,7 +170,8 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(trainer, clips, t
     codes, said = trainer.run(command(clips, tmp_path), root=tmp_path)
     assert codes == [0] and "last.pt is damaged: the checksum of" in said
     assert f"previous.pt instead, after {steps - 1} steps" in said
-    assert_same(outcome(tmp_path), undisturbed)
+    assert content == last.with_name("damaged.pt").read_bytes()
+    assert_same(outcome(tmp_path), undisturbed())
 
 
 def test_another_configuration_begins_another_run_or_is_refused(trainer, clips, tmp_path):
@@ -182,14 +203,7 @@ def test_one_run_is_not_trained_twice_at_once(clips, tmp_path, trainer):
 
 
 @pytest.mark.slow
-def test_thirty_kills(trainer, clips, tmp_path, undisturbed, two_undisturbed):
-    """Thirty random kill points in runs of one process, thirty in runs of two."""
-    draw = random.Random(1)
-    for processes, expected in ((1, undisturbed), (2, two_undisturbed)):
-        kills = attempt = 0
-        while kills < 30:
-            root = tmp_path / f"{processes}_{attempt}"
-            kills += kill_until_done(trainer, clips, root, 6, draw, processes)
-            assert_same(outcome(root), expected)
-            attempt += 1
-        print(json.dumps({"processes": processes, "kills": kills, "runs": attempt}))
+@pytest.mark.parametrize("processes", [1, 2])
+def test_thirty_kills(processes, trainer, clips, tmp_path, undisturbed):
+    """Thirty random kill points, in runs of one process and of two."""
+    print(json.dumps(kill(trainer, clips, tmp_path, 30, random.Random(1), undisturbed(processes=processes), processes)))
