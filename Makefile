@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
 ARGS ?=
+JOBS ?= 2
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,8 +21,8 @@ help:  ## this list
 demo: .venv/.installed-demo  ## train at 50, 75 and 95 % on built-in clips (or DATA=folder) and show it in runs/demo/SiamMAE.html
 	$(BIN)/siammae demo $(if $(DATA),--data "$(DATA)")
 
-test: .venv/.installed-dev  ## the tests that everybody runs, a few minutes
-	$(BIN)/python -m pytest -q
+test: .venv/.installed-dev  ## the tests that everybody runs, some minutes (JOBS=2: at once)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-long: .venv/.installed-dev  ## the long tests
 	$(BIN)/python -m pytest -q -m slow
@@ -30,7 +31,7 @@ check: .venv/.installed-dev  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 format: .venv/.installed-dev  ## format the code and sort its imports
 	$(BIN)/ruff check --fix .

@@ -21,7 +21,8 @@ def result(clips, tmp_path_factory):
 
 
 def test_every_form_is_measured(result):
-    names = [loading.THEIRS, loading.THEIRS_WHOLE, loading.PLAIN, loading.PLAIN_4, loading.SHORT, loading.SHORT_4]
+    names = [loading.THEIRS, loading.THEIRS_WHOLE, loading.SHORT, loading.SHORT_4]
+    names += [loading.PLAIN, loading.PLAIN_2, loading.PLAIN_4]
     expected = {*names, loading.FLOOR, loading.FOLDERS, loading.PACKED, loading.LIMIT} - set(result["missing"])
     assert set(result["speeds"]) == expected
     for row in result["speeds"].values():

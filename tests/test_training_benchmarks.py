@@ -36,8 +36,8 @@ def test_memory_is_measured_beside_what_is_counted(speed):
     assert [row["checkpointing"] for row in speed["memory"]] == [False, True] * 2  # of pairs, and of clips
     for whole, less in zip(speed["memory"][::2], speed["memory"][1::2], strict=True):
         assert less["kept MB a sample"] < 0.5 * whole["kept MB a sample"]
-    for row in speed["memory"]:  # the peak holds at least most of what is kept
-        assert 0.5 * row["kept MB a sample"] < row["forward MB a sample"] <= row["backward MB a sample"]
+    for row in speed["memory"]:  # the peak holds at least most of what is kept; Linux counts pages a little late
+        assert 0.5 * row["kept MB a sample"] < row["forward MB a sample"] <= 1.02 * row["backward MB a sample"]
 
 
 def test_a_missed_demand_is_called_missed(speed):

@@ -145,7 +145,7 @@ def remove_tree(path):
 BAD = {
     "missing sequence": (lambda r: remove_tree(r / "JPEGImages/480p/cow"), "cow does not exist: expected a folder"),
     "missing masks": (lambda r: remove_tree(r / "Annotations/480p/cow"), "cow: .*Annotations.*cow does not exist"),
-    "missing list": (lambda r: (r / "ImageSets/2017/val.txt").unlink(), "val.txt cannot be read"),
+    "missing list": (lambda r: [remove_tree(r / "ImageSets" / y) for y in ("2016", "2017")], "val.txt cannot be read"),
     "empty list": (lambda r: (r / "ImageSets/2017/val.txt").write_text("\n"), "val.txt names no video"),
     "no first mask": (lambda r: (r / "Annotations/480p/cow/00000.png").unlink(), "00000.png does not exist, the mask"),
     "empty first mask": (lambda r: save(r / "Annotations/480p/cow/00000.png", mask()), "marks nothing to follow"),
