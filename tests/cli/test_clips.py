@@ -27,8 +27,8 @@ from ml.SiamMAE import build_model
 from ml.utils import config_of
 
 SMALL = (
-    "--preset", "mae_st_large_smoke", "--image-size", "32", "--visits", "1", "--batch-size", "8", "--pairs-per-device", "4",
-    "--device", "cpu",
+    "--preset", "mae_st_large_smoke", "--image-size", "32", "--visits", "1", "--batch-size", "8",
+    "--pairs-per-device", "4", "--device", "cpu",
 )  # fmt: skip
 
 
