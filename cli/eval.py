@@ -13,7 +13,7 @@ from cli.feature_sources import open_source
 from evaluation import datasets
 from evaluation.benchmarks import CAMVID, JOINTS, OBJECTS, UNSCORED, VIP, Benchmark
 from evaluation.protocols import BENCHMARKS, Protocol, protocol
-from evaluation.run import evaluate, only
+from evaluation.run import evaluate
 from mae.files import InputError
 from ml.utils import best_device
 
@@ -137,7 +137,8 @@ def read(arguments: Arguments) -> Iterator[datasets.Video[Any]]:
             if arguments.mask is None:
                 raise InputError("folder needs --mask as well: the mask of the first picture")
             own = recording(data, arguments.mask) if data.is_file() else datasets.folder(data, arguments.mask)
-            return iter(only([own], names))
+            datasets.select([own.name], names)
+            return iter([own])
 
 
 def recording(file: Path, mask: Path) -> datasets.Video[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from evaluation.benchmarks import OBJECTS, Benchmark, Keypoints
 from evaluation.controls import Oracle, Tracker, follow, is_joints, true_labels
-from evaluation.datasets import Video, select
+from evaluation.datasets import Video
 from evaluation.features import model_source
 from evaluation.page import write_page
 from evaluation.pictures import WriteVideo, save_mask, show
@@ -150,13 +150,6 @@ def first_frames(video: Video[Any], frames: int | None) -> Video[Any]:
     if frames is not None and frames < 2:
         raise InputError(f"{frames} frames of each video were asked for; following needs at least 2")
     return replace(video, paths=video.paths[:frames])
-
-
-def only(videos: Iterable[Video[Any]], names: Sequence[str]) -> list[Video[Any]]:
-    """The videos of these names, or all of them if there are none; an InputError names those that are not there."""
-    videos = list(videos)
-    chosen = select([video.name for video in videos], names)
-    return [video for video in videos if video.name in chosen]
 
 
 def divide(videos: Sequence[Video[Any]], parts: int) -> list[list[Video[Any]]]:
