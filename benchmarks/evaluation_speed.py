@@ -29,13 +29,13 @@ from torch.nn import functional
 
 from benchmarks import plain_evaluation as plain
 from benchmarks.plain_evaluation import median_and_interval
+from common.errors import InputError
 from evaluation.datasets import Mask, Video, davis, read_mask
 from evaluation.features import Source, model_source
 from evaluation.metrics import region_and_contour
 from evaluation.propagation import Context, propagate, propagate_step
 from evaluation.protocols import Protocol, protocol
 from evaluation.run import evaluate
-from mae.files import InputError
 from mae.models_mae import MAEEncoder
 
 DEMANDS = {

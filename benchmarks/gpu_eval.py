@@ -28,6 +28,7 @@ from torch.nn import functional
 from benchmarks.evaluation_speed import objects
 from benchmarks.gpu_train import Bench
 from cli.feature_sources import open_source
+from common.errors import InputError
 from evaluation.controls import Copy, Oracle
 from evaluation.datasets import davis, read_frame
 from evaluation.features import model_source
@@ -36,7 +37,6 @@ from evaluation.labels import patches_to_mask
 from evaluation.propagation import Context, propagate_step
 from evaluation.protocols import Protocol, protocol
 from evaluation.run import evaluate
-from mae.files import InputError
 from mae.models_mae import MAEEncoder
 
 MODELS = {"S/16": (384, 12, 6), "B/16": (768, 12, 12), "tiny/16": (48, 2, 6)}  # width, depth, heads

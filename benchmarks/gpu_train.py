@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from benchmarks.counting import attention_forward, least_products, noise_batch
+from common.errors import InputError
 from dataset_loader import get_kinetics_dataset, make_loader
-from mae.files import InputError
 from ml.SiamMAE import SiamMAE, build_model
 
 # model: the share of the matrix rate that is aimed at

@@ -28,17 +28,17 @@ import numpy as np
 import simplejpeg
 import torch
 
+from common.errors import InputError
 from dataset_loader import builtin_clips, find_videos, make_loader
 from dataset_loader.dataset import PairDataset
 from dataset_loader.decoding import Video
-from dataset_loader.encoding import reencode, write_video
 from dataset_loader.images import encode_jpeg
 from dataset_loader.packed import Shard, write_shard
+from dataset_loader.preparing.encoding import reencode, write_video
 from dataset_loader.pytorchvideo import import_pytorchvideo
 from dataset_loader.random_temporal_subsample import RandomTemporalSubsample
 from dataset_loader.sources import open_source
 from dataset_loader.transforms import Crop, apply_crop, draw_crop
-from mae.files import InputError
 
 FPS = 30
 CLIP_OF_THEIRS = 1.6  # seconds: SiamMAE's longest gap

@@ -6,9 +6,9 @@ from contextlib import closing
 from pathlib import Path
 
 from cli.flags import flags
+from common.errors import InputError
 from dataset_loader import check_disjoint
 from dataset_loader.sources import open_source
-from mae.files import InputError
 from ml.ablation import check_tables, describe, make_cells, read_grid, read_result, told_apart, write_tables
 from ml.ablation_figure import ablation_figure
 from ml.figures import save_figure

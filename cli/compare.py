@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from mae.files import InputError
+from common.errors import InputError
 from ml.figures import loss_figure, save_figure
 from ml.logs import read_losses
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dataset_loader.download import Split, download_davis, download_kinetics, download_list
-from mae.files import InputError
+from common.errors import InputError
+from dataset_loader.preparing.download import Split, download_davis, download_kinetics, download_list
 
 
 def main(

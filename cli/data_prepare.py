@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dataset_loader.prepare import SILENCE, USED, Form, Recipe, prepare
-from mae.files import InputError
+from common.errors import InputError
+from dataset_loader.preparing.prepare import SILENCE, USED, Form, Recipe, prepare
 
 
 def main(

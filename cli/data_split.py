@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from dataset_loader.splitting import split_data
+from dataset_loader.preparing.splitting import split_data
 
 
 def main(

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import tyro
 
-from dataset_loader.manifest import Rules
-from dataset_loader.supervised import SILENCE
-from dataset_loader.validate import validate
+from dataset_loader.preparing.manifest import Rules
+from dataset_loader.preparing.supervised import SILENCE
+from dataset_loader.preparing.validate import validate
 
 
 def main(

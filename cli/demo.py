@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mae.files import InputError, write_atomically
+from common.errors import InputError
+from common.files import write_atomically
 
 NOTEBOOK = Path(__file__).parents[1] / "SiamMAE.ipynb"
 

@@ -10,11 +10,11 @@ import numpy as np
 import tyro
 
 from cli.feature_sources import open_source
+from common.errors import InputError
 from evaluation import datasets
 from evaluation.benchmarks import CAMVID, JOINTS, OBJECTS, UNSCORED, VIP, Benchmark
 from evaluation.protocols import BENCHMARKS, Protocol, protocol
 from evaluation.run import evaluate
-from mae.files import InputError
 from ml.utils import best_device
 
 Name = Literal["davis", "vip", "jhmdb", "camvid", "joints", "folder"]
@@ -162,6 +162,6 @@ def recording(file: Path, mask: Path) -> datasets.Video[Any]:
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
     """The decoder is only loaded where videos are wanted."""
-    from dataset_loader.encoding import write_video
+    from dataset_loader.preparing.encoding import write_video
 
     write_video(path, frames, rate)

@@ -7,7 +7,8 @@ import torch
 import tyro
 from safetensors.torch import save
 
-from mae.files import InputError, write_atomically
+from common.errors import InputError
+from common.files import write_atomically
 from mae.models_mae_st import SpatiotemporalMAE
 from ml.checkpoints import encoder_for_timm, find_checkpoint, load_model
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from common.errors import InputError
 from evaluation.controls import Tracker, tracker
 from evaluation.features import SOURCES, Source, feature_source, model_source
-from mae.files import InputError
 from mae.models_mae_st import SpatiotemporalMAE
 from mae.weights import load_pretrained_st
 from ml.checkpoints import find_checkpoint, load_model, load_run

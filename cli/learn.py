@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from common.errors import InputError
+from common.files import write_atomically
 from dataset_loader import find_videos, get_kinetics_dataset, hold_out, make_loader
-from mae.files import InputError, write_atomically
 from ml.checkpoints import load_model
 from ml.figures import animation, clip_figure, reconstruction_figure, save_figure, save_gif
 from ml.presets import preset

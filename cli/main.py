@@ -7,7 +7,7 @@ import sys
 
 import tyro
 
-from mae.files import InputError
+from common.errors import InputError
 
 COMMANDS = {
     "train": "train a model on the videos of a folder",

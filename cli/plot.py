@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from common.errors import InputError
 from dataset_loader import builtin_clips, get_kinetics_dataset
-from dataset_loader.encoding import FORMATS, write_video
-from mae.files import InputError
+from dataset_loader.preparing.encoding import FORMATS, write_video
 from mae.masking import MaskKind
 from mae.models_mae_st import SpatiotemporalMAE
 from ml.checkpoints import find_checkpoint, load_model

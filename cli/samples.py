@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import InputError
 from dataset_loader import get_kinetics_dataset
 from dataset_loader.synthetic import synthetic_video
-from mae.files import InputError
 from ml.samples import save_samples
 
 

@@ -15,7 +15,7 @@ import tyro
 
 from cli import train as training
 from cli.flags import flags
-from mae.files import InputError
+from common.errors import InputError
 
 _SAVING = 120  # seconds that a run has for its last step and its state
 _LATER = 60  # seconds after a run's end in which the news of a preemption may still come

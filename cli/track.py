@@ -12,15 +12,15 @@ import tyro
 from tqdm import tqdm
 
 from cli.feature_sources import open_source
+from common.errors import InputError
 from dataset_loader.decoding import Video
-from dataset_loader.encoding import write_video
+from dataset_loader.preparing.encoding import write_video
 from evaluation.datasets import read_mask
 from evaluation.features import Source
 from evaluation.pictures import even, overlay, save_mask
 from evaluation.protocols import Protocol, protocol
 from evaluation.results import digest, refuse_others, write_json
 from evaluation.track import points_to_mask, track
-from mae.files import InputError
 from ml.utils import best_device
 
 LAPTOP = protocol("dino", size="short240")  # a quarter of the arithmetic of its published size

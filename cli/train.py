@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from common.errors import InputError
 from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
 from evaluation.datasets import davis
 from evaluation.protocols import protocol
 from evaluation.run import propagation_score
-from mae.files import InputError
 from mae.masking import visible_count
 from ml.memory import keep_freed_memory
 from ml.presets import PRESETS, RunConfig, preset

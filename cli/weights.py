@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.weights import PUBLIC_WEIGHTS, PUBLIC_WEIGHTS_ST
 from ml.SiamMAE import download_pretrained_model
 

@@ -3,7 +3,7 @@
 from importlib import metadata
 from pathlib import Path
 
-from mae.files import InputError
+from common.errors import InputError
 
 
 def builtin_clips() -> list[Path]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mae.files import InputError, write_atomically
+from common.errors import InputError
+from common.files import write_atomically
 
 MARGIN = 8  # pixels
 TEXT = 320  # pixels for the words beside a pair

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from common.errors import InputError
 from dataset_loader.decoding import DecodeError
 from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample, TemporalSampler
 from dataset_loader.sources import Source, VideoFiles, open_source
 from dataset_loader.transforms import Augmentation, apply_view, apply_views, centre_view, draw_view, padded
 from dataset_loader.workers import Key, Pool
-from mae.files import InputError
 from mae.patches import denormalize
 
 # How many files a sample may try. With half of the files bad, one sample in a million runs out of them.

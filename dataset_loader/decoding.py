@@ -23,7 +23,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from mae.files import InputError
+from common.errors import InputError
 
 # Codecs in which a frame that is not marked as a reference is never needed for another frame. Not HEVC: there the mark
 # only holds within a temporal layer. Not VP9: a dropped frame may still carry the entropy model of the next.

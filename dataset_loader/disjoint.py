@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from common.errors import InputError
 from dataset_loader.files import video_id
 from dataset_loader.sources import PackedShards, Source, VideoFiles, open_source
-from mae.files import InputError
 
 
 def check_disjoint(train: str | Path, test: str | Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from mae.files import InputError
+from common.errors import InputError
 
 # fmt: off
 SUFFIXES = {

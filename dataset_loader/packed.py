@@ -17,9 +17,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from common.errors import InputError
+from common.files import write_atomically
 from dataset_loader.decoding import DecodeError
 from dataset_loader.images import QUALITY, decode_numbered, encode_jpeg
-from mae.files import InputError, write_atomically
 
 SUFFIX = ".shard"
 MAGIC = b"SiamJPG1"

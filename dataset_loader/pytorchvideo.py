@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.errors import InputError
 from dataset_loader.files import find_videos
 from dataset_loader.random_temporal_subsample import RandomTemporalSubsample
-from mae.files import InputError
 
 # What pytorchvideo imports, and what torchvision has in its place since 0.17.
 ALIAS = "torchvision.transforms.functional_tensor"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae.files import InputError
+from common.errors import InputError
 
 # Containers round presentation times to milliseconds: a gap that is longer than the clip by less than this still fits.
 TOLERANCE = 1e-3

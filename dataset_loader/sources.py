@@ -14,12 +14,12 @@ from typing import Protocol, overload
 
 import numpy as np
 
+from common.errors import InputError
 from dataset_loader.decoding import Video
 from dataset_loader.files import SUFFIXES, files_and_folders
 from dataset_loader.frame_folders import IMAGE_SUFFIXES, NUMBERED, FrameClip
 from dataset_loader.packed import SUFFIX as PACKED_SUFFIX
 from dataset_loader.packed import Shard
-from mae.files import InputError
 
 LEDGERS = ("ledger.csv", "ledger.txt")
 # A folder whose first entries are all numbered pictures holds nothing else: reading all of them, in 240,000 folders,

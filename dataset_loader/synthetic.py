@@ -2,7 +2,7 @@
 
 The scene is a function of continuous time in seconds: frame rate, length and explicit times only choose when to look,
 and the size only how finely. Tests and evaluations stand on it: object identities as in DAVIS, parts as in VIP, joints
-as in JHMDB, and the motion of every point. Nothing is written here; `dataset_loader/encoding.py` writes videos.
+as in JHMDB, and the motion of every point. Nothing is written here; `preparing/encoding.py` writes videos.
 
 How it is exact: every layer (the photograph, then the objects from far to near) is a plane with a pose, and a point of
 the plane is seen at `position + turn * point`, in complex numbers (x + iy; `turn` holds rotation and scale). Masks,
@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from mae.files import InputError
+from common.errors import InputError
 
 Rng = np.random.Generator
 

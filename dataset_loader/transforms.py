@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from mae.files import InputError
+from common.errors import InputError
 
 TRIES = 10  # of finding a rectangle that lies within the image, before the central one is taken
 

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from common.errors import InputError
 from dataset_loader.dataset import PairDataset
 from dataset_loader.decoding import DecodeError
 from dataset_loader.frame_folders import FrameClip, find_numbers, read_regular
 from dataset_loader.images import decode_image
 from dataset_loader.sources import Clip, Names
 from dataset_loader.transforms import Augmentation
-from mae.files import InputError
 
 
 class Ledger:

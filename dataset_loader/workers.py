@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from mae.files import InputError
+from common.errors import InputError
 
 AHEAD = 2  # batches that each process has been told to load: while one is fetched it works on the next
 POLL = 0.5  # seconds between looks at processes that do not answer

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from common.errors import InputError
 from evaluation.datasets import Joints, Mask, Video
 from evaluation.features import Source
 from evaluation.follow import follow_joints, follow_mask
 from evaluation.protocols import Protocol
-from mae.files import InputError
 
 Label = TypeVar("Label", Mask, Joints)
 

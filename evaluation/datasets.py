@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from common.errors import InputError
 from evaluation.labels import check_mask
-from mae.files import InputError
 
 Frame = NDArray[np.uint8]
 Mask = NDArray[np.uint8]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.models_mae import ARCHITECTURES
 from mae.patches import grid_size, normalize, patchify
 from mae.weights import load_pretrained

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.errors import InputError
 from evaluation.labels import joints_to_patches, mask_to_patches, patches_to_joints, patches_to_mask
 from evaluation.propagation import propagate
 from evaluation.protocols import Protocol
-from mae.files import InputError
 
 Frame = NDArray[np.uint8]
 Encode = Callable[[Tensor], Tensor]  # images uint8 [B, 3, H, W] → features [B, h, w, D], on any device

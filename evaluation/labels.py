@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.errors import InputError
 from evaluation.protocols import Protocol
-from mae.files import InputError
 
 Labels = NDArray[np.integer]
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mae.files import InputError
+from common.errors import InputError
 
 Labels = NDArray[np.integer]
 Floats = NDArray[np.float64]

@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from common.files import write_atomically
 from evaluation.pictures import ADDED, MISSED, SWAPPED
-from mae.files import write_atomically
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1760px; padding: 0 1rem; color: #222; }

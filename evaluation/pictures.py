@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from common.errors import InputError
+from common.files import write_atomically
 from evaluation.datasets import Frame, Joints, Mask, Video
-from mae.files import InputError, write_atomically
 
 WriteVideo = Callable[[Path, Iterable[Frame], float], object]  # a path, frames [H, W, 3], frames a second
 

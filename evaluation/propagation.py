@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.errors import InputError
 from evaluation.protocols import Protocol
-from mae.files import InputError
 
 # Memory for the similarities of a tile (on the CPU a tile is fastest while it stays in the cache), and what a source
 # costs a tile whatever its targets, in targets: to enter a matrix product, and to be copied where a tile is narrower

@@ -6,7 +6,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from mae.files import InputError
+from common.errors import InputError
 
 _CHOICES = {
     "shape": ("disk", "square"),

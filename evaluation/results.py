@@ -19,8 +19,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
+from common.files import write_atomically
 from evaluation.datasets import Video
-from mae.files import InputError, write_atomically
 
 Record = dict[str, Any]
 

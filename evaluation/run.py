@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from evaluation.benchmarks import OBJECTS, Benchmark, Keypoints
 from evaluation.controls import Oracle, Tracker, follow, is_joints, true_labels
 from evaluation.datasets import Video
@@ -31,7 +32,6 @@ from evaluation.results import (
     write_davis_csv,
     write_json,
 )
-from mae.files import InputError
 
 Report = Callable[[str], None]
 

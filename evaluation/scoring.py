@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import InputError
 from evaluation.datasets import Joints, Mask, Video
 from evaluation.metrics import Statistics, confusion, joint_errors, region_and_contour, statistics
-from mae.files import InputError
 
 
 class ObjectScore(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mae.files import InputError
+from common.errors import InputError
 
 MaskKind = Literal["agnostic", "tube", "frame", "prospective", "retrospective"]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.masking import mask_noise, random_masking
 from mae.patches import grid_size, masked_loss, normalize, normalize_patches, patchify, unpatchify
 from mae.positions import sincos_positions

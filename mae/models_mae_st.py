@@ -21,7 +21,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.masking import MaskKind, clip_masking
 from mae.models_mae import LayerNorm, MAEEncoder, init_weights, noise_for, positions_for, restore_tokens, through
 from mae.patches import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae.files import InputError
+from common.errors import InputError
 
 # The statistics that the public weights of MAE and of MAE-ST were trained with; they stand here and nowhere else.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mae.files import InputError
+from common.errors import InputError
 
 
 def sincos_positions(dim: int, grid: tuple[int, int], class_token: bool = True) -> Tensor:

@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 import torch
 from torch import Tensor, nn
 
-from mae.download import download, is_web_page
-from mae.files import InputError
+from common.download import download, is_web_page
+from common.errors import InputError
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT
 from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, fuse_qkv, inflate, pixel_statistics
 
@@ -112,7 +112,7 @@ def load_pretrained_st(path: str | Path, arch: str, **overrides: Any) -> Spatiot
 
 
 def download_pretrained_model(model_url: str, chkpt_dir: str | Path, **options: Any) -> Path:
-    """Bring a file of weights into a folder under its name in the URL; `options` are those of `mae.download.download`.
+    """Bring a file of weights into a folder under its name in the URL; `options` are those of `download`.
 
     The file must be readable as a checkpoint; a good one that is there already is kept without a request.
     """

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.masking import mask_noise, random_masking
 from mae.models_mae import (
     ARCHITECTURES,

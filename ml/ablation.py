@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mae.files import InputError, write_atomically
+from common.errors import InputError
+from common.files import write_atomically
 from ml.logs import read_losses
 from ml.presets import RunConfig
 from ml.runs import FREE

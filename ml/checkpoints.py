@@ -27,7 +27,8 @@ from typing import Any
 
 import torch
 
-from mae.files import InputError, write_atomically
+from common.errors import InputError
+from common.files import write_atomically
 from mae.weights import load_strictly, read_checkpoint
 from ml.SiamMAE import SiamMAE, build_model
 

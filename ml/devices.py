@@ -2,7 +2,7 @@
 
 import torch
 
-from mae.files import InputError
+from common.errors import InputError
 
 Device = torch.device | str | None
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mae.files import InputError
+from common.errors import InputError
 from ml.checkpoints import BEST, save_checkpoint, save_last, writing_to
 from ml.devices import precision
 from ml.guards import Divergence

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from mae.files import write_atomically
+from common.files import write_atomically
 from mae.models_mae_st import SpatiotemporalMAE
 from ml.logs import EpochLoss
 from ml.reconstruction import ClipReconstruction, ClipStatistics, Reconstruction, reconstruct_sample

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from mae.files import InputError
+from common.errors import InputError
 from ml.guards import StopSignals
 
 _POLL = 0.05  # seconds

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae.files import InputError, write_atomically
+from common.errors import InputError
+from common.files import write_atomically
 
 _LINE = re.compile(
     r"^\s*(?:Epoch\s+(?P<epoch>\d+)\s*[-:,]\s*)?Avg Loss:\s*(?P<mean>\S+)\s+Losses\s*-\s*\[(?P<losses>.*)\]\s*$"

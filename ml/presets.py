@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.masking import MaskKind, visible_count
 from ml.SiamMAE import DecoderKind, EncoderKind
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mae.files import InputError
+from common.errors import InputError
 from ml.devices import Device, best_device
 
 Strategy = Literal["ddp", "fsdp"]

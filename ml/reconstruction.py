@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.masking import MaskKind
 from mae.models_mae_st import SpatiotemporalMAE
 from mae.patches import grid_size, normalize_patches

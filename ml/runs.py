@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.weights import load_strictly
 from ml.checkpoints import (
     LAST,

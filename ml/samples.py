@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mae.files import InputError, write_atomically
+from common.errors import InputError
+from common.files import write_atomically
 
 # What numpy's arrays are pickled with, by its old and its new module names. Nothing else is ever looked up.
 _ADMITTED = {

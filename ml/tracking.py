@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from mae.files import InputError
+from common.errors import InputError
 
 TrackerKind = Literal["none", "tensorboard", "wandb"]
 

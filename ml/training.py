@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mae.files import InputError
+from common.errors import InputError
 from ml.checkpoints import only_here
 from ml.devices import Device, best_device
 from ml.engine import Run, Score

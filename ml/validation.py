@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.files import InputError
+from common.errors import InputError
 from ml.devices import Device, best_device, precision
 from ml.logs import EpochLoss, mean_over_pairs
 from ml.ranks import Ranks

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset_loader.encoding import write_video
+from dataset_loader.preparing.encoding import write_video
 from dataset_loader.synthetic import synthetic_video
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

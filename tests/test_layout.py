@@ -10,8 +10,16 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"mae", "ml", "dataset_loader", "evaluation", "cli"}
-MAY_IMPORT = {"mae": set(), "ml": {"mae"}, "dataset_loader": {"mae"}, "evaluation": {"mae"}, "cli": PACKAGES - {"cli"}}
+PACKAGES = {"common", "mae", "ml", "dataset_loader", "evaluation", "cli"}
+BELOW = {"common", "mae"}
+MAY_IMPORT = {
+    "common": set(),
+    "mae": {"common"},
+    "ml": BELOW,
+    "dataset_loader": BELOW,
+    "evaluation": BELOW,
+    "cli": PACKAGES - {"cli"},
+}
 
 
 def imports(path: Path):
@@ -39,7 +47,7 @@ def test_packages_import_only_what_lies_below_them(package):
 
 def test_mae_stands_on_torch_and_timm():
     """`requests` and `tqdm`, for downloads, and `safetensors` are imported inside the functions that need them."""
-    allowed = {"torch", "timm", "mae"} | sys.stdlib_module_names
+    allowed = {"torch", "timm", "mae", "common"} | sys.stdlib_module_names
     at_the_top = {(p.name, m) for p in (ROOT / "mae").glob("*.py") for m, top in imports(p) if top and m not in allowed}
     assert at_the_top == set()
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import gpu_train, training_speed
 from benchmarks.counting import attention_forward, count, least_products, noise_batch
-from mae.files import InputError
+from common.errors import InputError
 from ml.SiamMAE import build_model
 
 

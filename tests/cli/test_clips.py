@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from cli.feature_sources import open_source
 from cli.main import main
+from common.errors import InputError
 from dataset_loader import decode_all
 from dataset_loader.images import encode_jpeg
 from dataset_loader.packed import write_shard
-from mae.files import InputError
 from mae.models_mae import ARCHITECTURES
 from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, fuse_qkv
 from mae.patches import IMAGENET_MEAN, IMAGENET_STD

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from cli.main import main
+from common.errors import InputError
 from dataset_loader.decoding import Video, decode_all
-from dataset_loader.encoding import write_video
+from dataset_loader.preparing.encoding import write_video
 from dataset_loader.synthetic import synthetic_video
 from evaluation.features import Source, pixel_features
 from evaluation.protocols import protocol
 from evaluation.track import points_to_mask, track
-from mae.files import InputError
 from ml.checkpoints import save_checkpoint
 from ml.SiamMAE import build_model
 

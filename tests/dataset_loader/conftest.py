@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataset_loader import builtin_clips, decode_all
-from dataset_loader.encoding import write_video
+from dataset_loader.preparing.encoding import write_video
 
 
 @pytest.fixture(scope="session")

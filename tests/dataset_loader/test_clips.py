@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from common.errors import InputError
 from dataset_loader import get_kinetics_dataset, make_loader
 from dataset_loader.video_frame_dataset import Segments, VideoFrameDataset
-from mae.files import InputError
 from ml.checkpoints import find_checkpoint, load_model
 from ml.logs import read_losses
 from ml.SiamMAE import build_model

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import InputError
 from dataset_loader import (
     Video,
     builtin_clips,
@@ -20,8 +21,7 @@ from dataset_loader import (
     unnormalize_for_plot,
 )
 from dataset_loader.dataset import EpochSampler
-from dataset_loader.encoding import write_video
-from mae.files import InputError
+from dataset_loader.preparing.encoding import write_video
 from mae.patches import normalize
 
 

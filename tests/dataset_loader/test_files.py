@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import InputError
 from dataset_loader import check_disjoint, find_videos, get_kinetics_dataset, hold_out, open_source
-from mae.files import InputError
 
 
 def touch(*paths: Path) -> None:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from common.errors import InputError
 from dataset_loader import Video, get_kinetics_dataset
 from dataset_loader.decoding import DecodeError
 from dataset_loader.images import decode_image, encode_jpeg
 from dataset_loader.packed import MAGIC, Shard, write_shard
-from mae.files import InputError
 
 
 @pytest.fixture

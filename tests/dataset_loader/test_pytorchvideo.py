@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import InputError
 from dataset_loader import RandomTemporalSubsample, decode_all
-from dataset_loader.encoding import write_video
+from dataset_loader.preparing.encoding import write_video
 from dataset_loader.pytorchvideo import import_pytorchvideo, labeled_video_dataset
-from mae.files import InputError
 
 # Both stem from pytorchvideo's own code.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import InputError
 from dataset_loader import RandomTemporalSubsample, get_kinetics_dataset, make_loader
 from dataset_loader.random_temporal_subsample import RandomClip
-from mae.files import InputError
 
 VARIABLE = np.cumsum(np.random.default_rng(3).uniform(0.005, 0.12, 80))
 CLIPS = {

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import InputError
 from dataset_loader import Video, get_kinetics_dataset, make_loader
 from dataset_loader.dataset import EpochSampler
-from mae.files import InputError
 
 
 def keys(length: int, epoch: int = 0, start: int = 0, **settings) -> list[tuple[int, int]]:

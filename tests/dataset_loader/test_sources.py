@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from common.errors import InputError
 from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
 from dataset_loader.decoding import DecodeError
-from dataset_loader.encoding import write_video
 from dataset_loader.frame_folders import FrameClip, find_numbers
 from dataset_loader.images import decode_image, encode_jpeg
 from dataset_loader.packed import write_shard
+from dataset_loader.preparing.encoding import write_video
 from dataset_loader.sources import FrameFolders, Names, PackedShards, VideoFiles, open_source
 from dataset_loader.video_frame_dataset import Ledger
-from mae.files import InputError
 
 
 def write_folder(folder: Path, frames, template: str = "img_{:05d}.jpg", first: int = 1, times=None) -> Path:

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from common.errors import InputError
 from dataset_loader import synthetic
 from dataset_loader.synthetic import Layer, SyntheticVideo, make_scene, synthetic_video
-from mae.files import InputError
 
 SMALL = dict(height=13, width=17)
 SEEDS = range(12)

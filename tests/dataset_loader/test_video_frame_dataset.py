@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from common.errors import InputError
 from dataset_loader import get_kinetics_dataset, make_loader
 from dataset_loader.dataset import EpochSampler, PairDataset
 from dataset_loader.video_frame_dataset import Ledger, Segments, VideoFrameDataset
-from mae.files import InputError
 
 LENGTHS = {"video_1": 31, "video_2": 12, "class b/video_3": 20}
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import InputError
 from dataset_loader import get_kinetics_dataset, make_loader
 from dataset_loader.transforms import (
     Augmentation,
@@ -15,7 +16,6 @@ from dataset_loader.transforms import (
     draw_view,
     padded,
 )
-from mae.files import InputError
 
 ALL = Augmentation(rotation=20, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 
+from common.errors import InputError
 from dataset_loader import PairDataset, RandomTemporalSubsample, get_kinetics_dataset, make_loader
-from mae.files import InputError
 
 TRAPS = """
     import os, signal, time

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from common.errors import InputError
 from evaluation.datasets import davis, dense_labels, folder, jhmdb, keypoints, read_mask, recording, vip
 from evaluation.follow import follow_joints, follow_mask
 from evaluation.metrics import mean_iou, pck
 from evaluation.protocols import protocol
 from evaluation.scoring import count_classes, davis_table, score_joints, score_objects
-from mae.files import InputError
 
 H, W = 32, 48
 

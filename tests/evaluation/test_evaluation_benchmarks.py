@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks import evaluation_speed, gpu_eval, plain_evaluation
+from common.errors import InputError
 from evaluation.propagation import Context, propagate_step
 from evaluation.protocols import protocol
-from mae.files import InputError
 
 DAVIS = ["--sequence", "ant", "--frames", "5"]
 

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
+from common.errors import InputError
 from evaluation.features import _architecture, feature_source, model_source, pixel_features
-from mae.files import InputError
 from mae.models_mae import MaskedAutoencoderViT
 from mae.patches import normalize
 

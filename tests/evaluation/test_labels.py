@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import InputError
 from evaluation.follow import follow_mask, resize_frame
 from evaluation.labels import (
     joints_to_patches,
@@ -16,7 +17,6 @@ from evaluation.labels import (
     stretch,
 )
 from evaluation.protocols import protocol
-from mae.files import InputError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "label_propagation.npz"
 

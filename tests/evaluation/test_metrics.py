@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import InputError
 from evaluation.metrics import class_iou, confusion, joint_errors, mean_iou, pck, region_and_contour, statistics
-from mae.files import InputError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "davis_metrics.npz"
 

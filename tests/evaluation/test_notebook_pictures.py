@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import InputError
 from evaluation.pictures import BAND, COLUMNS, STRIP_WIDTH, affinity_figure, palette, tracking_strip
-from mae.files import InputError
 
 
 def test_the_chosen_patch_and_its_best_match_are_in_boxes():

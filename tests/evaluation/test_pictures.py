@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cli.eval import write_mp4
+from common.errors import InputError
 from dataset_loader.decoding import decode_all
 from evaluation.benchmarks import CAMVID, JOINTS, OBJECTS, UNSCORED
 from evaluation.controls import Copy
@@ -32,7 +33,6 @@ from evaluation.pictures import (
 )  # fmt: skip
 from evaluation.protocols import protocol
 from evaluation.run import evaluate
-from mae.files import InputError
 
 RULES = protocol("dino", size="32x48", top_k=2, context=2)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

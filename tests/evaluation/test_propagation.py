@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.errors import InputError
 from evaluation import propagation
 from evaluation.propagation import Context, propagate, propagate_step, tiles, top
 from evaluation.protocols import PROTOCOLS, protocol
-from mae.files import InputError
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "label_propagation.npz"

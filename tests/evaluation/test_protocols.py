@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from common.errors import InputError
 from evaluation.protocols import BENCHMARKS, PROTOCOLS, Protocol, protocol
-from mae.files import InputError
 
 COLUMNS = ("size", "context", "top_k", "radius", "shape", "temperature", "weights", "first_unlimited", "filled")
 TABLE = {

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from cli.main import main
+from common.errors import InputError
 from evaluation.benchmarks import CAMVID, JOINTS, OBJECTS, UNSCORED
 from evaluation.controls import Copy, Oracle, follow, tracker, true_labels
 from evaluation.datasets import davis, dense_labels, folder, jhmdb, keypoints
@@ -25,7 +26,6 @@ from evaluation.propagation import Context, propagate, propagate_step
 from evaluation.protocols import protocol
 from evaluation.run import divide, evaluate, propagation_score
 from evaluation.scoring import count_classes, davis_table, score_joints, score_objects
-from mae.files import InputError
 from mae.models_mae import MaskedAutoencoderViT
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.masking import MaskKind, clip_masking, mask_noise, random_masking, visible_count
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.masking import mask_noise, random_masking
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT, positions_for
 from mae.patches import (

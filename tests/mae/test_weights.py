@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT
 from mae.weights import PUBLIC_WEIGHTS, load_pretrained, load_strictly, read_checkpoint, state_dict_of
 

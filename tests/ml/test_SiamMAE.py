@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.models_mae import ARCHITECTURES, MAEEncoder, MaskedAutoencoderViT
 from mae.patches import normalize
 from ml.SiamMAE import CrossDecoder, SiamMAE, build_model

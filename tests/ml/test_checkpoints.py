@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.models_mae import MAEEncoder
 from mae.patches import normalize
 from ml.checkpoints import encoder_for_timm, find_checkpoint, load_model, load_run, save_checkpoint

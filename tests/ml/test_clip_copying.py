@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.masking import MaskKind
 from mae.models_mae_st import SpatiotemporalMAE
 from ml.reconstruction import _nearest_in_time, compare_clip_with_copying, masking, reconstruct_sample

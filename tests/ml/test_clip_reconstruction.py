@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dataset_loader.encoding import write_video
+from dataset_loader.preparing.encoding import write_video
 from mae.models_mae_st import SpatiotemporalMAE
 from ml.figures import animation, clip_figure, plot_clip, save_gif
 from ml.reconstruction import _from_visible, reconstruct_clip, reconstruct_sample

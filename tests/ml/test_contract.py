@@ -13,8 +13,8 @@ from typing import get_args
 import pytest
 import torch
 
+from common.errors import InputError
 from dataset_loader.synthetic import synthetic_video
-from mae.files import InputError
 from mae.masking import MaskKind, random_masking, visible_count
 from mae.models_mae import MAEEncoder
 from mae.models_mae_st import SpatiotemporalMAE

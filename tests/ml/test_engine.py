@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 
+from common.errors import InputError
 from dataset_loader import get_kinetics_dataset, make_loader
-from mae.files import InputError
 from mae.models_mae import MAEEncoder
 from ml import checkpoints
 from ml.checkpoints import check_whole, load_model, load_run, newest_whole, save_checkpoint, save_last

@@ -5,8 +5,8 @@ import contextlib
 import pytest
 import torch
 
+from common.errors import InputError
 from dataset_loader import get_kinetics_dataset, make_loader
-from mae.files import InputError
 from mae.masking import mask_noise
 from mae.models_mae import MAEEncoder, MaskedAutoencoderViT
 from ml.SiamMAE import SiamMAE

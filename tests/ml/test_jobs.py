@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from mae.files import InputError
+from common.errors import InputError
 from ml.guards import StopSignals
 from ml.jobs import Job, alone, exit_reason, places, run_jobs
 
@@ -25,7 +25,7 @@ def test_words_codes_and_places(tmp_path):
     codes = [
         "import os, time; print('at', os.environ['PLACE'], flush=True); time.sleep(0.5)",
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-        "import os, sys; import mae.files; print('no'); sys.exit('it is ' + os.environ['PLACE'])",
+        "import os, sys; import common.errors; print('no'); sys.exit('it is ' + os.environ['PLACE'])",
     ]
     jobs = [python(code, tmp_path / f"{k}.txt") for k, code in enumerate(codes)]
     ended = list(run_jobs(jobs, [{"PLACE": "a"}, {"PLACE": "b"}], StopSignals()))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from common.errors import InputError
 from dataset_loader import get_kinetics_dataset, make_loader
-from mae.files import InputError
 from mae.models_mae import MAEEncoder
 from mae.patches import normalize, normalize_patches
 from ml.checkpoints import save_checkpoint

@@ -189,7 +189,7 @@ def test_another_configuration_begins_another_run_or_is_refused(trainer, clips, 
 
 def test_one_run_is_not_trained_twice_at_once(clips, tmp_path, trainer):
     trainer.run(command(clips, tmp_path), root=tmp_path, signal=int(signal.SIGTERM), after=2)
-    from mae.files import InputError
+    from common.errors import InputError
     from ml.checkpoints import only_here
 
     (folder,) = (tmp_path / "checkpoints").iterdir()

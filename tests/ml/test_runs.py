@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mae.files import InputError
+from common.errors import InputError
 from mae.models_mae import MAEEncoder
 from ml.checkpoints import load_run, save_last
 from ml.logs import read_steps

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import InputError
 from dataset_loader import get_kinetics_dataset, make_loader
 from dataset_loader.synthetic import synthetic_video
-from mae.files import InputError
 from mae.models_mae import MAEEncoder
 from ml import runs
 from ml.checkpoints import find_checkpoint, load_model, load_run

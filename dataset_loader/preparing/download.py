@@ -6,10 +6,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from dataset_loader.archives import folder_name
-from dataset_loader.fetching import Item, fetch
-from mae.download import download
-from mae.files import InputError
+from common.download import download
+from common.errors import InputError
+from dataset_loader.preparing.archives import folder_name
+from dataset_loader.preparing.fetching import Item, fetch
 
 KINETICS = "https://s3.amazonaws.com/kinetics/400"
 DAVIS = "https://data.vision.ee.ethz.ch/csergi/share/davis"

@@ -21,10 +21,11 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
-from dataset_loader.archives import extract, flush
-from dataset_loader.shards import take_shard
-from mae.download import download
-from mae.files import InputError, write_atomically
+from common.download import download
+from common.errors import InputError
+from common.files import write_atomically
+from dataset_loader.preparing.archives import extract, flush
+from dataset_loader.preparing.shards import take_shard
 
 MARKER = ".complete.json"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
-from mae.files import InputError
+from common.errors import InputError
 
 if TYPE_CHECKING:
     import requests

@@ -24,18 +24,18 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from dataset_loader.archives import flush
+from common.errors import InputError
 from dataset_loader.decoding import DecodeError, Video
-from dataset_loader.encoding import FAST_TO_DECODE, scaled, write_video
 from dataset_loader.files import find_videos
 from dataset_loader.images import QUALITY, decode_image, encode_jpeg
-from dataset_loader.manifest import OK, default_path, read_manifest
 from dataset_loader.packed import SUFFIX, Shard, write_shard
+from dataset_loader.preparing.archives import flush
+from dataset_loader.preparing.encoding import FAST_TO_DECODE, scaled, write_video
+from dataset_loader.preparing.manifest import OK, default_path, read_manifest
+from dataset_loader.preparing.shards import take_shard
+from dataset_loader.preparing.supervised import Failure, alive, supervise
+from dataset_loader.preparing.validate import printable, processes, progress
 from dataset_loader.random_temporal_subsample import RandomTemporalSubsample
-from dataset_loader.shards import take_shard
-from dataset_loader.supervised import Failure, alive, supervise
-from dataset_loader.validate import printable, processes, progress
-from mae.files import InputError
 
 Form = Literal["frames", "packed", "gop"]
 RECORD = "prepared.json"

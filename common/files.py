@@ -1,16 +1,11 @@
-"""What every package needs: an error that a person can act on, and writes that never leave half a file."""
+"""Writes that never leave half a file behind."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-
-class InputError(ValueError):
-    """Bad input from a person: one sentence that names the file or value, what was expected and what to do.
-
-    The command line prints the sentence without a traceback and ends with exit code 2.
-    """
+from common.errors import InputError
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:

@@ -25,12 +25,12 @@ import requests
 import tyro
 
 from cli import data_download
-from dataset_loader import archives, download, fetching
-from dataset_loader.archives import SUFFIXES, extract
-from dataset_loader.download import download_davis, download_kinetics, download_list, spread
-from dataset_loader.fetching import MARKER, _alone
-from dataset_loader.shards import take_shard
-from mae.files import InputError
+from common.errors import InputError
+from dataset_loader.preparing import archives, download, fetching
+from dataset_loader.preparing.archives import SUFFIXES, extract
+from dataset_loader.preparing.download import download_davis, download_kinetics, download_list, spread
+from dataset_loader.preparing.fetching import MARKER, _alone
+from dataset_loader.preparing.shards import take_shard
 
 QUICK = dict(retries=3, backoff=0.01)
 PAGE = b"<!DOCTYPE html><html><body>Service unavailable</body></html>"
@@ -491,13 +491,16 @@ KILLABLE = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="module", autouse=True)
 def _start_importing_early():
-    KILLABLE.set_forkserver_preload(["dataset_loader.download", "requests", "tqdm"])
+    KILLABLE.set_forkserver_preload(["dataset_loader.preparing.download", "requests", "tqdm"])
     forkserver.ensure_running()
 
 
 def start(code, **values):
     """A new process that executes `code`, and ends with 1 if that raises."""
-    quiet = "import os, sys; sys.stdout = sys.stderr = open(os.devnull, 'w'); from dataset_loader.download import *\n"
+    quiet = (
+        "import os, sys; sys.stdout = sys.stderr = open(os.devnull, 'w')\n"
+        "from dataset_loader.preparing.download import *\n"
+    )
     process = KILLABLE.Process(target=exec, args=(quiet + code, values))
     process.start()
     return process

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from common.errors import InputError
 from dataset_loader import DecodeError, decode_all, read_index
-from dataset_loader.encoding import copy_cut, reencode, write_video
-from mae.files import InputError
+from dataset_loader.preparing.encoding import copy_cut, reencode, write_video
 
 
 def mean_error(frames: np.ndarray, others: np.ndarray) -> float:

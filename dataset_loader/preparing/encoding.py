@@ -12,8 +12,9 @@ import av
 import numpy as np
 from av.container import OutputContainer
 
+from common.errors import InputError
+from common.files import write_atomically
 from dataset_loader.decoding import DecodeError, Video
-from mae.files import InputError, write_atomically
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi", ".ts": "mpegts"}
 # Times are written in this unit: a whole number of it lies between frames at 24, 25, 29.97, 30, 50 and 60 fps, and

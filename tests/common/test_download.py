@@ -20,8 +20,8 @@ from threading import Event, Thread
 import pytest
 import torch
 
-from mae.download import download
-from mae.files import InputError
+from common.download import download
+from common.errors import InputError
 from mae.weights import download_pretrained_model
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -171,8 +171,8 @@ def test_memory_stays_constant(server, target):
 
 def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(server, target, monkeypatch):
     fsync, replace, calls = os.fsync, os.replace, []
-    monkeypatch.setattr("mae.download.os.fsync", lambda *a: (calls.append("fsync"), fsync(*a)))
-    monkeypatch.setattr("mae.download.os.replace", lambda *a: (calls.append("replace"), replace(*a)))
+    monkeypatch.setattr("common.download.os.fsync", lambda *a: (calls.append("fsync"), fsync(*a)))
+    monkeypatch.setattr("common.download.os.replace", lambda *a: (calls.append("replace"), replace(*a)))
     fetch(server, target)
     assert calls == ["fsync", "replace"]
 
@@ -352,7 +352,7 @@ def test_refusals_are_final(server, target, status):
 
 def test_waits_grow_and_obey_the_server_within_bounds(server, target, monkeypatch):
     waits = []
-    monkeypatch.setattr("mae.download.time.sleep", waits.append)
+    monkeypatch.setattr("common.download.time.sleep", waits.append)
     soon = email.utils.formatdate(time.time() + 20, usegmt=True)
     past = email.utils.formatdate(time.time() - 20, usegmt=True)
     hints = [None, None, "7", "3600", soon, past, "whenever"]
@@ -430,7 +430,7 @@ def test_what_the_check_refuses_is_removed(server, target):
 
 def test_full_disk(server, target, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr("mae.download.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("common.download.shutil.disk_usage", lambda _: usage)
     assert "needs 300,000 more bytes, and the disk has 1,000 free" in refused(server, target)
     usage = usage._replace(free=250_000)
     server.answers = [Answer()]
@@ -443,7 +443,7 @@ def test_full_disk(server, target, monkeypatch):
 
 def test_disk_that_fills_up(server, target):
     script = (
-        "import resource, signal, sys\nfrom mae.download import download\nfrom mae.files import InputError\n"
+        "import resource, signal, sys\nfrom common.download import download\nfrom common.errors import InputError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n    download(*sys.argv[1:], progress=False)\nexcept InputError as error:\n    print(error)"
     )
@@ -580,7 +580,7 @@ def test_many_at_once(server, target):
 
 def test_no_connection_says_what_to_do_by_hand(target, monkeypatch):
     waits = []
-    monkeypatch.setattr("mae.download.time.sleep", waits.append)
+    monkeypatch.setattr("common.download.time.sleep", waits.append)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/weights.bin"

@@ -22,12 +22,12 @@ from typing import Self
 import av
 import numpy as np
 
+from common.errors import InputError
 from dataset_loader.decoding import OPEN, DecodeError, Video
 from dataset_loader.files import find_videos
-from dataset_loader.manifest import OK, Row, Rules, default_path, read_manifest, write_manifest
-from dataset_loader.shards import take_shard
-from dataset_loader.supervised import MEMORY, SILENCE, Failure, alive, supervise
-from mae.files import InputError
+from dataset_loader.preparing.manifest import OK, Row, Rules, default_path, read_manifest, write_manifest
+from dataset_loader.preparing.shards import take_shard
+from dataset_loader.preparing.supervised import MEMORY, SILENCE, Failure, alive, supervise
 
 UNEVEN = 0.2  # share by which distances in time differ in a video of variable rate; rounding to milliseconds is less
 UNCERTAIN = ("hung", "crashed")  # may be the machine's fault: a later run tries these again

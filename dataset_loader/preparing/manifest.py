@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mae.files import InputError, write_atomically
+from common.errors import InputError
+from common.files import write_atomically
 
 OK = "ok"
 

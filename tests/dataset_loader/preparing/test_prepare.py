@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from cli.main import COMMANDS, main
+from common.errors import InputError
 from dataset_loader import decode_all, read_index
 from dataset_loader.contact_sheet import contact_sheet
-from dataset_loader.encoding import write_video
-from dataset_loader.manifest import Row, default_path, write_manifest
 from dataset_loader.packed import Shard
-from dataset_loader.prepare import Recipe, _bytes, _duration, at_rate, prepare
+from dataset_loader.preparing.encoding import write_video
+from dataset_loader.preparing.manifest import Row, default_path, write_manifest
+from dataset_loader.preparing.prepare import Recipe, _bytes, _duration, at_rate, prepare
 from dataset_loader.workers import forking_context
-from mae.files import InputError
 
 RECIPES = {
     "frames": Recipe("frames", short_side=24),
@@ -177,7 +177,7 @@ def test_what_it_will_take_is_measured_and_printed(folder, tmp_path, capsys, mon
     assert float(amount) * {"kB": 1e3, "MB": 1e6}[unit] == pytest.approx(size, rel=0.5), line
     assert line.startswith("9 videos of ") and "with 1 processes" in line
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("dataset_loader.prepare.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("dataset_loader.preparing.prepare.shutil.disk_usage", lambda path: usage)
     with pytest.raises(InputError, match="too small"):
         prepare(folder, tmp_path / "no room", RECIPES["gop"], jobs=1)
     assert set(tree(tmp_path / "no room")) == {"prepared.json"}

@@ -21,14 +21,14 @@ import numpy as np
 import pytest
 
 from cli.main import main
+from common.errors import InputError
 from dataset_loader import check_disjoint, decode_all, open_source
-from dataset_loader.encoding import copy_cut, write_video
-from dataset_loader.manifest import COLUMNS, Row, Rules, default_path, read_manifest, write_manifest
-from dataset_loader.splitting import check_no_overlap, duplicates, split, split_data, video_id
-from dataset_loader.supervised import Failure, supervise
-from dataset_loader.validate import content_hash, measure, validate
+from dataset_loader.preparing.encoding import copy_cut, write_video
+from dataset_loader.preparing.manifest import COLUMNS, Row, Rules, default_path, read_manifest, write_manifest
+from dataset_loader.preparing.splitting import check_no_overlap, duplicates, split, split_data, video_id
+from dataset_loader.preparing.supervised import Failure, supervise
+from dataset_loader.preparing.validate import content_hash, measure, validate
 from dataset_loader.workers import forking_context
-from mae.files import InputError
 
 ANY = Rules(min_seconds=0.5, min_fps=None, max_fps=None)
 
@@ -103,7 +103,7 @@ def test_no_process_outlives_a_supervisor_that_is_killed(tmp_path):
     """It would go on writing into what the next run believes to be its own."""
     note = tmp_path / "pid"
     task = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid()) + '.'); time.sleep(1000)"
-    code = f"from dataset_loader.supervised import supervise; list(supervise(exec, [{task!r}], jobs=1))"
+    code = f"from dataset_loader.preparing.supervised import supervise; list(supervise(exec, [{task!r}], jobs=1))"
     supervisor = subprocess.Popen([sys.executable, "-c", code])
     try:
         while not (note.exists() and note.read_text().endswith(".")):

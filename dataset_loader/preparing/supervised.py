@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from common.errors import InputError
 from dataset_loader.workers import forking_context
-from mae.files import InputError
 
 START = 120.0  # seconds that a process may take until it is there: the first one imports torch
 SILENCE = 60.0  # seconds without a sign of life after which a process counts as hung

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
-from mae.files import InputError
+from common.errors import InputError
 
 T = TypeVar("T")
 
