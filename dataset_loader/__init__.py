@@ -1,48 +1,62 @@
 """Frame pairs and clips from videos: decoding, sampling in time, cropping, batching.
 
-Knows nothing of models: what leaves here are uint8 frames `[B, F, 3, H, W]` with their paths and times.
+Knows nothing of models: what leaves here are uint8 frames `[B, F, 3, H, W]` with their paths and times. A name below
+is imported when it is first used, so that `dataset_loader.preparing` does not bring torch along.
 """
+# ruff: noqa: F401
 
-from dataset_loader.builtin import builtin_clips
-from dataset_loader.dataset import (
-    EpochSampler,
-    PairDataset,
-    PairLoader,
-    get_kinetics_dataset,
-    make_loader,
-    unnormalize,
-    unnormalize_for_plot,
-)
-from dataset_loader.decoding import DecodeError, Video, decode_all, decode_frames, read_index
-from dataset_loader.disjoint import check_disjoint
-from dataset_loader.files import find_videos, hold_out
-from dataset_loader.packed import write_shard
-from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample
-from dataset_loader.sources import open_source
-from dataset_loader.transforms import Augmentation
-from dataset_loader.video_frame_dataset import VideoFrameDataset
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Augmentation",
-    "DecodeError",
-    "EpochSampler",
-    "PairDataset",
-    "PairLoader",
-    "RandomClip",
-    "RandomTemporalSubsample",
-    "Video",
-    "VideoFrameDataset",
-    "builtin_clips",
-    "check_disjoint",
-    "decode_all",
-    "decode_frames",
-    "find_videos",
-    "get_kinetics_dataset",
-    "hold_out",
-    "make_loader",
-    "open_source",
-    "read_index",
-    "unnormalize",
-    "unnormalize_for_plot",
-    "write_shard",
-]
+if TYPE_CHECKING:
+    from dataset_loader.builtin import builtin_clips
+    from dataset_loader.dataset import (
+        EpochSampler,
+        PairDataset,
+        PairLoader,
+        get_kinetics_dataset,
+        make_loader,
+        unnormalize,
+        unnormalize_for_plot,
+    )
+    from dataset_loader.decoding import DecodeError, Video, decode_all, decode_frames, read_index
+    from dataset_loader.disjoint import check_disjoint
+    from dataset_loader.files import find_videos, hold_out
+    from dataset_loader.packed import write_shard
+    from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample
+    from dataset_loader.sources import open_source
+    from dataset_loader.transforms import Augmentation
+    from dataset_loader.video_frame_dataset import VideoFrameDataset
+
+_HOMES = {
+    "Augmentation": "transforms",
+    "DecodeError": "decoding",
+    "EpochSampler": "dataset",
+    "PairDataset": "dataset",
+    "PairLoader": "dataset",
+    "RandomClip": "random_temporal_subsample",
+    "RandomTemporalSubsample": "random_temporal_subsample",
+    "Video": "decoding",
+    "VideoFrameDataset": "video_frame_dataset",
+    "builtin_clips": "builtin",
+    "check_disjoint": "disjoint",
+    "decode_all": "decoding",
+    "decode_frames": "decoding",
+    "find_videos": "files",
+    "get_kinetics_dataset": "dataset",
+    "hold_out": "files",
+    "make_loader": "dataset",
+    "open_source": "sources",
+    "read_index": "decoding",
+    "unnormalize": "dataset",
+    "unnormalize_for_plot": "dataset",
+    "write_shard": "packed",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -291,7 +291,7 @@ def forking_context() -> Any:
     from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dataset_loader"])
+    context.set_forkserver_preload(["dataset_loader.dataset"])
     resource_tracker.ensure_running()  # it would let Ctrl-C through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:  # what forks inherits the mask: Ctrl-C while it imports is for this process to report
