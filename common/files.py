@@ -1,7 +1,9 @@
-"""Writes that never leave half a file behind."""
+"""Writes that never leave half a file behind, and one reader for text in any encoding."""
 
+import codecs
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,3 +34,43 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in whatever encoding it was saved: UTF-8, with or without a mark, UTF-16, or else Latin-1.
+
+    Line ends become \\n. Raises InputError for a file that cannot be read.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    zeros = data[:200][0::2].count(0), data[:200][1::2].count(0)  # in UTF-16 every other byte of plain letters
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        text = data.decode("utf-32", "replace")
+    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", "replace")
+    elif zeros[0] != zeros[1] and 0 in zeros:
+        text = data.decode("utf-16-be" if zeros[0] else "utf-16-le", "replace")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def existing_path(folder: str | Path, name: str) -> str:
+    """The path of a file that a list names, relative to a folder, in the bytes that the file system has for it.
+
+    A list in another encoding than the file system's names a file by other bytes: whichever of them exist are taken.
+    """
+    forms = [name]
+    with suppress(UnicodeError):  # `read_text` took the bytes of the name for Latin-1
+        forms.append(os.fsdecode(name.encode("latin-1")))
+    forms.append(os.fsdecode(name.encode("utf-8", "surrogateescape")))  # the locale is ASCII, the names are UTF-8
+    for form in forms:
+        with suppress(UnicodeError):
+            if os.path.exists(path := os.path.join(folder, form)):
+                return path
+    return os.path.join(folder, forms[-1])
