@@ -4,22 +4,20 @@ import importlib
 import logging
 import os
 import sys
-
-import tyro
+from typing import TextIO
 
 from common.errors import InputError
 
 COMMANDS = {
     "train": "train a model on the videos of a folder",
     "ablate": "train a grid of settings and seeds, and compare them in a table and a figure",
-    "submit": "hand a training run to Slurm through submitit, and back again after a time limit or preemption",
     "test": "the loss of a checkpoint on held-out videos",
     "eval": "DAVIS, VIP, JHMDB and others: how well features follow objects, parts and joints",
     "track": "follow your own objects through your own video",
     "plot": "reconstructions of a few pairs by a checkpoint",
     "compare": "draw the loss curves of several runs in one figure",
     "samples": "write frame pairs for figures to a file",
-    "export": "write the encoder of a checkpoint as safetensors for timm",
+    "export": "write a checkpoint's weights for other programs",
     "weights": "download public MAE weights",
     "data download": "Kinetics-400, DAVIS 2017, or what a list of URLs names",
     "data validate": "decode every video of a folder, and list which are good",
@@ -33,6 +31,8 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one sub-command; 0, or 2 after bad input (one sentence, no traceback), or 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        _print_anything(stream)
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -45,8 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"siammae: {name!r} is not a command; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    command = importlib.import_module(f"cli.{name.replace(' ', '_')}")
-    try:
+    try:  # Ctrl-C during the imports ends like any other
+        import tyro
+
+        command = importlib.import_module(f"cli.{name.replace(' ', '_')}")
         function = command.arguments(rest) if hasattr(command, "arguments") else command.main
         tyro.cli(function, args=rest, prog=f"siammae {name}")
         return 0
@@ -61,6 +63,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _print_anything(stream: TextIO) -> None:
+    """Let a stream of an ASCII terminal print "×" and file names that are not UTF-8 as escapes instead of failing."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the README tells people to type exists, and its Python runs."""
+"""What the README and the pages of docs/ tell people to type exists, and the README's Python runs."""
 
 import itertools
 import re
@@ -9,20 +9,34 @@ import torch
 
 from cli.main import COMMANDS, main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
-TYPED = sorted(set(re.findall(r"^ {4}((?:siammae|make) [^#\n]+?) *(?:#.*)?$", README, re.M)))
+PAGES = [README, *(page.read_text().replace("\\\n", "") for page in sorted((ROOT / "docs").glob("*.md")))]
+TYPED = sorted(
+    {line for page in PAGES for line in re.findall(r"^(?: {4})?((?:siammae|make) [^#\n]+?) *(?:#.*)?$", page, re.M)}
+)
 
 
-def test_the_readme_names_commands():
-    assert len(TYPED) >= 8
+def test_the_pages_name_commands():
+    assert len(TYPED) >= 20
+
+
+def test_the_readme_is_short():
+    assert len(README.split()) <= 1000
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
 @pytest.mark.parametrize("line", TYPED)
 def test_commands_and_flags_exist(line, capsys):
     program, *words = line.split()
     if program == "make":
-        targets = (Path(__file__).parents[1] / "Makefile").read_text()
+        targets = (ROOT / "Makefile").read_text()
         assert re.search(rf"^{words[0]}:", targets, re.M), line
         return
     name = " ".join(words[:2]) if words[0] == "data" else words[0]
@@ -45,7 +59,7 @@ def test_the_python_runs(clips, tmp_path, monkeypatch):
     }.items():
         assert full in code
         code = code.replace(full, small)
-    samples = Path(__file__).parents[1] / "samples.pickle"
+    samples = ROOT / "samples.pickle"
     (tmp_path / "samples.pickle").symlink_to(samples)
     monkeypatch.chdir(tmp_path)
     names = {"images": torch.rand(2, 3, 64, 96)}

@@ -1,0 +1,49 @@
+"""The command answers at once: help, wrong flags and what needs no model load no heavy library; Ctrl-C is quiet."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "timm", "torchvision", "av", "cv2", "scipy", "matplotlib", "requests", "tensorboard", "IPython"}
+# What is imported is counted, not timed: torch alone takes 4 s of CPU time, everything that help needs about 0.3 s.
+CODE = f"import sys; from cli.main import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\nheavy = {HEAVY} & "
+CODE += "set(sys.modules)\nsys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("flag", ["--help", "--no-such-flag"])
+def test_help_and_wrong_flags_load_nothing_heavy(name, flag):
+    result = subprocess.run([sys.executable, "-c", CODE, *name.split(), flag], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
+def test_ctrl_c_during_the_imports_prints_no_traceback(tmp_path):
+    """A module that takes long stands in for torch; the signal comes while it is being imported."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    code = "import sys; from cli.main import main; sys.exit(main(['plot', 'x', '--out', 'y.png']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stdout and process.stdout.readline() == "importing\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and said == ""
+
+
+def test_an_ascii_terminal_gets_escapes():
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": ""}
+    result = subprocess.run(
+        [sys.executable, "-m", "cli.main", "--help"], capture_output=True, cwd=ROOT, env=environment, check=False
+    )
+    assert result.returncode == 0 and b"COMMAND \\u2026" in result.stdout, result.stderr
