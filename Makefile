@@ -27,11 +27,12 @@ test: .venv/.installed-dev  ## the tests that everybody runs, some minutes (JOBS
 test-long: .venv/.installed-dev  ## the long tests
 	$(BIN)/python -m pytest -q -m slow
 
-check: .venv/.installed-dev  ## format, lint, types, tests
+check-code: .venv/.installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+check: check-code test  ## format, lint, types, tests
 
 format: .venv/.installed-dev  ## format the code and sort its imports
 	$(BIN)/ruff check --fix .
@@ -41,4 +42,4 @@ learn: .venv/.installed-demo  ## about an hour: train the micro preset on DATA=f
 	@test -n "$(DATA)" || { echo 'learn: name a folder of videos: make learn DATA=path/to/videos'; exit 2; }
 	$(BIN)/siammae learn --data "$(DATA)" $(ARGS)
 
-.PHONY: help demo test test-long check format learn
+.PHONY: help demo test test-long check check-code format learn
