@@ -1,7 +1,7 @@
 """One file over HTTP: resumed after a broken connection, checked, and given its name only when it is whole.
 
-The bytes grow in `<name>.part`, locked by the process that writes it; `<name>.part.json` says of which version of which
-URL they are. Nothing that bears the final name is ever overwritten. Memory stays constant: it does for data sets too.
+The bytes grow in `<name>.part`, which the process that writes it has locked; `<name>.part.json` says which version of
+which URL they belong to. Nothing under the final name is ever overwritten. Memory stays constant, whatever the size.
 """
 
 import json
@@ -9,23 +9,22 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from common.errors import InputError
+from common.files import locked
 
 if TYPE_CHECKING:
     import requests
 
-_CHUNK = 1 << 14  # bytes: as many are lost at most when a connection stalls
-_MAY_PASS = {408, 425, 429}  # and every 5xx
+CHUNK = 1 << 14  # bytes: as many are lost at most when a connection stalls
+LONGEST_WAIT = 60.0  # seconds between two attempts, whatever the server asks for
 
 
 def download(
@@ -36,47 +35,55 @@ def download(
     check: Callable[[Path], object] | None = None,
     retries: int = 5,
     backoff: float = 1.0,
-    longest_wait: float = 60.0,
     timeout: tuple[float, float] = (10.0, 60.0),
     progress: bool = True,
     say: Callable[[str], object] | None = None,
+    count: Callable[[int], object] = lambda _: None,
 ) -> Path:
     """Bring `url` to the file `target` and return its path; a good file that is there is kept without a request.
 
     A file is good if it has `expected_size` bytes (and as many as the server announced), is no web page, and
     `check(path)` does not raise `InputError`. A broken connection, a 5xx or a 429 is tried again, up to `retries` times
     in a row without a new byte, after `backoff`, 2 `backoff`, 4 `backoff` … seconds or what the server asks for, never
-    more than `longest_wait`; a server that has not answered once is given up sooner. `timeout` is (connect, read) in
-    seconds. A second call for the same target, in whatever process, waits for the first. `progress` shows a bar and
-    prints what is waited for; a given `say` is told that instead.
+    more than a minute; a server that has not answered once is given up sooner. `timeout` is (connect, read) in seconds.
+    A second call for the same target, in whatever process, waits for the first. `progress` shows a bar and prints what
+    is waited for; a given `say` is told that instead. `count` is told of the bytes as they come, with a minus of those
+    that are thrown away.
 
     Raises `InputError` for everything else: no connection, 404, a wrong type or size, a full disk, a bad file at
     `target` (which stays). What had arrived stays for the next call, unless it was found to be bad.
     """
     target = Path(target)
-    say = say or (partial(print, flush=True) if progress else _silence)
+    say = say or (partial(print, flush=True) if progress else lambda _: None)
     part = target.with_name(f"{target.name}.part")
-    sidecar = target.with_name(f"{target.name}.part.json")
+    notes = target.with_name(f"{target.name}.part.json")
+    fault = partial(_fault, suffix=target.suffix, expected_size=expected_size, check=check)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
-            with _locked(part, sidecar, say) as file:
-                if not target.exists():  # or else it was finished while we waited for the lock
-                    transfer = _Transfer(url, target, file, sidecar, expected_size, timeout, progress, say)
-                    transfer.until_complete(retries, backoff, longest_wait)
-                    if fault := _fault(part, target.suffix, expected_size, check):
-                        file.truncate(0)
-                        raise InputError(f"what {url} delivered was refused and removed: {fault}")
-                    if not target.exists():
-                        os.replace(part, target)
-                        return target
-                    file.truncate(0)  # someone put theirs there meanwhile: it is judged below
+            with locked(part, lambda: say(f"{part.name} is being written by another process: waiting for it")) as file:
+                transfer = _Transfer(url, target, file, notes, expected_size, timeout, progress, say, count)
+                if transfer.size() and not notes.exists():
+                    raise InputError(f"{part} is in the way, not begun by this program: move it away, then try again")
+                try:
+                    if not target.exists():  # or else it was finished while we waited for the lock
+                        transfer.run(retries, backoff)
+                        if found := fault(part):
+                            transfer.clear()
+                            raise InputError(f"what {url} delivered was refused and removed: {found}")
+                        if not target.exists():
+                            os.replace(part, target)
+                            return target
+                        transfer.clear()  # someone put theirs there meanwhile: it is judged below
+                finally:
+                    if not part.exists() or not transfer.size():
+                        notes.unlink(missing_ok=True)  # before the part: without a part another process begins anew
+                        part.unlink(missing_ok=True)
         if not part.exists():
-            sidecar.unlink(missing_ok=True)  # left by a kill right after the renaming
+            notes.unlink(missing_ok=True)  # left by a kill right after the renaming
     except OSError as error:
         raise InputError(f"{target} cannot be written: {error}") from error
-    if fault := _fault(target, target.suffix, expected_size, check):
-        raise InputError(f"{target} is there already, but is not good: {fault}; move it away, then try again")
+    if found := fault(target):
+        raise InputError(f"{target} is there already, but is not good: {found}; move it away, then try again")
     return target
 
 
@@ -86,20 +93,11 @@ def is_web_page(head: bytes) -> bool:
 
 
 class _TryAgain(Exception):
-    """Something that may pass; `wait` is how many seconds the server asks for, if it does."""
+    """Something that may pass; `wait` is the server's Retry-After, if it sent one."""
 
-    def __init__(self, reason: str, wait: float | None = None):
+    def __init__(self, reason: str, wait: str | None = None):
         super().__init__(reason)
         self.wait = wait
-
-
-@dataclass(frozen=True)
-class _Version:
-    """What the bytes in a `.part` file belong to: a URL, the server's mark of the version, the whole size in bytes."""
-
-    url: str
-    validator: str | None = None
-    total: int | None = None
 
 
 @dataclass
@@ -109,29 +107,28 @@ class _Transfer:
     url: str
     target: Path
     file: BinaryIO
-    sidecar: Path
+    notes: Path
     expected_size: int | None
     timeout: tuple[float, float]
     progress: bool
     say: Callable[[str], object]
+    count: Callable[[int], object]
     answered: bool = False  # whether the server has answered at all
 
-    def until_complete(self, retries: int, backoff: float, longest_wait: float) -> None:
-        """Attempt after attempt until every byte is on the disk."""
+    def run(self, retries: int, backoff: float) -> None:
+        """Attempt after attempt, until every byte is on the disk."""
         import requests
         import urllib3
 
-        name, host = self.target.name, urlsplit(self.url).netloc
         furthest, failures = self.size(), 0
         while True:
-            wait = None
+            asked = None
             try:
                 self.attempt()
-                self.file.flush()
                 os.fsync(self.file.fileno())
                 return
             except _TryAgain as error:
-                reason, wait = str(error), error.wait
+                reason, asked = str(error), error.wait
             except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
                 inner = error.args[0] if error.args else error
                 reason = str(getattr(inner, "reason", inner))  # urllib3's own sentence, without requests' wrapping
@@ -143,9 +140,15 @@ class _Transfer:
             furthest = max(furthest, self.size())
             if failures > (retries if self.answered else min(retries, 2)):
                 kept = f", {self.size():,} bytes are kept for the next time" if self.size() else ""
-                raise InputError(f"{name} could not be fetched from {host} ({reason}){kept}; {self.by_hand()}")
-            wait = min(backoff * 2 ** (failures - 1) if wait is None else wait, longest_wait)
-            self.say(f"{name}: {reason}; again in {wait:.0f} s")
+                host = urlsplit(self.url).netloc
+                raise InputError(
+                    f"{self.target.name} could not be fetched from {host} ({reason}){kept}; {self.by_hand()}"
+                )
+            wait = backoff * 2 ** (failures - 1)
+            with suppress(urllib3.exceptions.InvalidHeader):
+                wait = urllib3.Retry().parse_retry_after(asked) if asked else wait
+            wait = min(wait, LONGEST_WAIT)
+            self.say(f"{self.target.name}: {reason}; again in {wait:.0f} s")
             time.sleep(wait)
 
     def attempt(self) -> None:
@@ -153,80 +156,80 @@ class _Transfer:
         import requests
         from tqdm import tqdm
 
-        version = self.known_version()
-        if self.size() and self.size() == version.total:
+        known, size = self.known(), self.size()
+        if size and size == known.get("total"):
             return
         headers = {"Accept-Encoding": "identity"}  # the bytes as they are stored: sizes and ranges count those
-        if self.size() and version.validator:
-            headers |= {"Range": f"bytes={self.size()}-", "If-Range": version.validator}
+        if size and known.get("validator"):
+            headers |= {"Range": f"bytes={size}-", "If-Range": known["validator"]}
         with requests.get(self.url, headers=headers, stream=True, timeout=self.timeout) as response:
             self.answered = True
-            self.refuse_errors(response)
-            if response.status_code == 206:
-                total = self.continued(response.headers, version)
-            else:
-                total = self.from_the_start(response.headers)
-            self.refuse_full_disk(total)
+            total = self.accept(response, known)
+            missing, free = (total or 0) - self.size(), shutil.disk_usage(self.target.parent).free
+            if missing > free:
+                raise InputError(
+                    f"{self.target} needs {missing:,} more bytes, and the disk has {free:,} free: make room"
+                )
             with tqdm(
                 desc=self.target.name, total=total, initial=self.size(), disable=not self.progress,
                 unit="B", unit_scale=True, unit_divisor=1024, mininterval=0.5,
             ) as bar:  # fmt: skip
-                for chunk in response.raw.stream(_CHUNK, decode_content=False):
+                for chunk in response.raw.stream(CHUNK, decode_content=False):
                     self.file.write(chunk)
                     bar.update(len(chunk))
-        if total is not None and self.size() != total:
-            arrived = self.size()
+                    self.count(len(chunk))
+        if total is not None and (arrived := self.size()) != total:
             if arrived > total:
-                self.file.truncate(0)
+                self.clear()
             raise _TryAgain(f"{arrived:,} bytes came of {total:,}")
 
-    def refuse_errors(self, response: "requests.Response") -> None:
-        status = f"{response.status_code} {response.reason}"
-        if response.status_code in _MAY_PASS or response.status_code >= 500:
-            raise _TryAgain(f"the server answered {status}", _seconds(response.headers.get("Retry-After")))
-        if response.status_code == 416:  # more bytes here than there
-            self.file.truncate(0)
-            raise _TryAgain("the file has changed on the server")
-        if response.status_code not in (200, 206):
-            raise InputError(f"{self.url} cannot be fetched, the server answered {status}; {self.by_hand()}")
-        kind = response.headers.get("Content-Type", "")
+    def accept(self, response: "requests.Response", known: dict[str, Any]) -> int | None:
+        """See that what follows is the file, or continues it where our bytes end; returns its whole size, if known."""
+        status, headers = response.status_code, response.headers
+        said = f"the server answered {status} {response.reason}"
+        if status in (408, 425, 429) or status >= 500:
+            raise _TryAgain(said, headers.get("Retry-After"))
+        if status not in (200, 206, 416):
+            raise InputError(f"{self.url} cannot be fetched, {said}; {self.by_hand()}")
+        kind = headers.get("Content-Type", "")
         if kind.startswith("text/html") and self.target.suffix not in (".html", ".htm"):
             raise InputError(f"{self.url} is answered with a web page ({kind}), not with the file; {self.by_hand()}")
-
-    def from_the_start(self, headers: Mapping[str, str]) -> int | None:
-        """Prepare for the whole file; returns its size in bytes if the server says it."""
-        total = int(headers["Content-Length"]) if headers.get("Content-Length", "").isdigit() else None
-        if total is not None and self.expected_size not in (None, total):
-            raise InputError(f"{self.url} has {total:,} bytes instead of {self.expected_size:,}: it is another file")
-        self.file.truncate(0)  # before the new version is noted: old bytes must never stand under a new mark
-        self.sidecar.write_text(json.dumps(asdict(_Version(self.url, _validator(headers), total))))
-        return total
-
-    def continued(self, headers: Mapping[str, str], version: _Version) -> int | None:
-        """Make sure that what follows continues the same version where our bytes end; returns the whole size."""
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
-        start, total = (int(span[1]), None if span[2] == "*" else int(span[2])) if span else (None, None)
+        # What If-Range accepts as a mark of the version (RFC 9110, 13.1.5): a strong ETag, or the date of change.
+        tag = headers.get("ETag")
+        validator = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
+        if status == 200:
+            length = headers.get("Content-Length", "")
+            total = int(length) if length.isdigit() else None
+            if total is not None and self.expected_size not in (None, total):
+                raise InputError(
+                    f"{self.url} has {total:,} bytes instead of {self.expected_size:,}: it is another file"
+                )
+            self.clear()  # before the new version is noted: old bytes must never stand under a new mark
+            self.notes.write_text(json.dumps({"url": self.url, "validator": validator, "total": total}))
+            return total
+        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "")) if status == 206 else None
+        whole = int(span[2]) if span and span[2] != "*" else known.get("total")
         if (
-            start != self.size()
-            or _validator(headers) not in (None, version.validator)
-            or (total and version.total and total != version.total)
+            not span
+            or int(span[1]) != self.size()
+            or validator not in (None, known.get("validator"))
+            or known.get("total") not in (None, whole)
         ):
-            self.file.truncate(0)
+            self.clear()
             raise _TryAgain("the file has changed on the server")
-        return total or version.total
+        return whole
 
-    def refuse_full_disk(self, total: int | None) -> None:
-        missing, free = (total or 0) - self.size(), shutil.disk_usage(self.target.parent).free
-        if missing > free:
-            raise InputError(f"{self.target} needs {missing:,} more bytes, and the disk has {free:,} free: make room")
-
-    def known_version(self) -> _Version:
-        """The version that our bytes belong to; one without a mark cannot be continued, and is begun again."""
+    def known(self) -> dict[str, Any]:
+        """The version that our bytes belong to: url, validator, total (bytes); empty if unknown or of another URL."""
         try:
-            version = _Version(**json.loads(self.sidecar.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            version = _Version("")
-        return version if version.url == self.url else _Version(self.url)
+            known = json.loads(self.notes.read_text())
+            return known if known["url"] == self.url else {}
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return {}
+
+    def clear(self) -> None:
+        self.count(-self.size())
+        self.file.truncate(0)
 
     def size(self) -> int:
         self.file.flush()
@@ -236,47 +239,7 @@ class _Transfer:
         return f"fetch {self.url} by hand and put it at {self.target}"
 
 
-def _silence(_: str) -> None:
-    pass
-
-
-@contextmanager
-def _locked(part: Path, sidecar: Path, say: Callable[[str], object]) -> Iterator[BinaryIO]:
-    """Open the `.part` file for appending, alone among all processes; in the end, an empty one is cleared away."""
-    import fcntl  # not on every system, and needed by nobody who does not download
-
-    while True:
-        with open(part, "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"{part.name} is being written by another process: waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_at(part, file):
-                continue  # whoever held the lock has finished or given up, and taken the file away
-            if os.fstat(file.fileno()).st_size and not sidecar.exists():
-                raise InputError(f"{part} is in the way, not begun by this program: move it away, then try again")
-            try:
-                yield file
-            finally:
-                file.flush()
-                if not _is_at(part, file):
-                    sidecar.unlink(missing_ok=True)
-                elif not os.fstat(file.fileno()).st_size:
-                    sidecar.unlink(missing_ok=True)  # before the part, whose end lets another process begin
-                    part.unlink()
-            return
-
-
-def _is_at(path: Path, file: BinaryIO) -> bool:
-    """Whether `path` still leads to the open `file`."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-def _fault(path: Path, suffix: str, expected_size: int | None, check: Callable[[Path], object] | None) -> str | None:
+def _fault(path: Path, *, suffix: str, expected_size: int | None, check: Callable[[Path], object] | None) -> str | None:
     """What is wrong with a file, if anything."""
     if not path.is_file():
         return "it is no file"
@@ -292,21 +255,3 @@ def _fault(path: Path, suffix: str, expected_size: int | None, check: Callable[[
     except InputError as error:
         return str(error)
     return None
-
-
-def _validator(headers: Mapping[str, str]) -> str | None:
-    """The mark of a file's version that If-Range accepts (RFC 9110, 13.1.5): a strong ETag or the date of change."""
-    tag = headers.get("ETag")
-    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """The header Retry-After, which is a number of seconds or a date, as seconds from now."""
-    if retry_after is None:
-        return None
-    if retry_after.isdigit():
-        return float(retry_after)
-    try:
-        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return None

@@ -1,9 +1,9 @@
-"""Writes that never leave half a file behind, and one reader for text in any encoding."""
+"""Writes that never leave half a file behind, a lock between processes, and one reader for text in any encoding."""
 
 import codecs
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,11 +29,42 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)  # the rename itself is only durable once the folder is flushed
+    flush(path.parent)  # the rename itself is only durable once the folder is flushed
+
+
+def flush(path: str | Path) -> None:
+    """Return when a file, or the names in a folder, have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, busy: Callable[[], object]) -> Iterator[BinaryIO]:
+    """Open `path` for reading and appending, with its folder, as the only process that has it open this way.
+
+    If another process has it, `busy()` is called: it raises, or returns and we wait for the other to end. The lock ends
+    with the process. The file may be removed or renamed while it is locked; whoever waits then makes a new one.
+    """
+    import fcntl  # Unix only, and needed only by who locks
+
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                current = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+            except FileNotFoundError:
+                current = False
+            if current:
+                yield file
+                return
 
 
 def read_text(path: str | Path) -> str:

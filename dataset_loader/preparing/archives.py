@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from common.errors import InputError
+from common.files import flush
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar", ".zip")
 
@@ -104,12 +105,3 @@ def _flush_all(folder: Path) -> int:
     for parent, _, _ in found:
         flush(parent)
     return len(files)
-
-
-def flush(path: str | Path) -> None:
-    """Return when a file, or the names in a folder, have reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,14 +25,14 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from common.errors import InputError
+from common.files import flush
 from dataset_loader.decoding import DecodeError, Video
 from dataset_loader.files import find_videos
 from dataset_loader.images import QUALITY, decode_image, encode_jpeg
 from dataset_loader.packed import SUFFIX, Shard, write_shard
-from dataset_loader.preparing.archives import flush
 from dataset_loader.preparing.encoding import FAST_TO_DECODE, scaled, write_video
+from dataset_loader.preparing.jobs import take_shard
 from dataset_loader.preparing.manifest import OK, default_path, read_manifest
-from dataset_loader.preparing.shards import take_shard
 from dataset_loader.preparing.supervised import Failure, alive, supervise
 from dataset_loader.preparing.validate import printable, processes, progress
 from dataset_loader.random_temporal_subsample import RandomTemporalSubsample

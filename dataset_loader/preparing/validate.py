@@ -25,8 +25,8 @@ import numpy as np
 from common.errors import InputError
 from dataset_loader.decoding import OPEN, DecodeError, Video
 from dataset_loader.files import find_videos
+from dataset_loader.preparing.jobs import take_shard
 from dataset_loader.preparing.manifest import OK, Row, Rules, default_path, read_manifest, write_manifest
-from dataset_loader.preparing.shards import take_shard
 from dataset_loader.preparing.supervised import MEMORY, SILENCE, Failure, alive, supervise
 
 UNEVEN = 0.2  # share by which distances in time differ in a video of variable rate; rounding to milliseconds is less

@@ -1,4 +1,4 @@
-"""Dividing work among machines that do not talk to each other, such as the tasks of a Slurm array."""
+"""x"""
 
 import re
 from collections.abc import Sequence
