@@ -202,20 +202,20 @@ def fetch(
             patience = dict(retries=retries, backoff=backoff, say=say, count=bar.update, progress=False)
             try:
                 _bring(item, keep_archives, expected_size=sizes.get(item), **patience)
-            except InputError as fault:
-                return item, fault
+            except InputError as error:
+                return item, error
             return item, None
 
         for words in ("; tried again in the end", ""):
             in_a_row = 0
-            for item, error in pool.imap_unordered(bring, list(missing)):
-                if error is None:
+            for item, failure in pool.imap_unordered(bring, list(missing)):
+                if failure is None:
                     in_a_row = 0
                     del missing[item]
                     bar.set_description(f"{len(mine) - len(missing)} of {len(mine)} complete", refresh=False)
                     continue
-                bar.write(f"{error}{words}")
-                missing[item] = error
+                bar.write(f"{failure}{words}")
+                missing[item] = failure
                 if (in_a_row := in_a_row + 1) == GIVE_UP:
                     break
             else:
