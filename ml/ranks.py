@@ -6,6 +6,8 @@ gradients over nccl where there are GPUs.
 
 import os
 import re
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from ml.devices import Device, best_device
 
 Strategy = Literal["ddp", "fsdp"]
 T = TypeVar("T")
+PATIENCE = timedelta(minutes=10)  # with a process that does not come, or does not answer
 
 
 class Ranks:
@@ -97,19 +100,31 @@ class Ranks:
 
 
 def join_ranks(device: Device = None) -> tuple[Ranks, torch.device]:
-    """Meet the other processes that `torchrun` started, if any; which one this is, and the device that is its own."""
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized():
-        if device is None and torch.cuda.is_available():
-            local = int(os.environ.get("LOCAL_RANK", 0))
-            if local >= torch.cuda.device_count():
-                raise InputError(
-                    f"torchrun starts more processes here than there are GPUs ({torch.cuda.device_count()}): "
-                    "set --nproc-per-node to that"
-                )
-            torch.cuda.set_device(local)
-        kind = best_device(device).type
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(minutes=10))
-    return Ranks(), best_device(device)
+    """Meet the other processes that `torchrun` started, if any; which one this is, and the device that is its own.
+
+    An InputError where the environment names a rank but no place to meet: RANK and WORLD_SIZE were set by accident.
+    """
+    own, environ = best_device(device), os.environ
+    if "WORLD_SIZE" in environ and "RANK" in environ and not dist.is_initialized():
+        if absent := {"MASTER_ADDR", "MASTER_PORT"} - environ.keys():
+            raise InputError(
+                f"RANK and WORLD_SIZE are set, but not {' and '.join(sorted(absent))}: start several processes with "
+                "torchrun, or unset RANK and WORLD_SIZE to train in this one alone"
+            )
+        if own.type == "cuda":
+            torch.cuda.set_device(own)
+        place = f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"
+        say = f"process {environ['RANK']} of {environ['WORLD_SIZE']} waits at {place} for the others (RANK is set)"
+        waiting = threading.Timer(5, print, [say], dict(file=sys.stderr, flush=True))
+        waiting.daemon = True
+        waiting.start()
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=PATIENCE)
+        except (dist.DistError, ValueError) as error:
+            raise InputError(f"process {environ['RANK']} did not meet the others at {place}: {error}") from error
+        finally:
+            waiting.cancel()
+    return Ranks(), own
 
 
 def leave_ranks() -> None:

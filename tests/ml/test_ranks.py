@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import InputError
 from ml.checkpoints import load_run
+from ml.devices import best_device
 from ml.logs import read_steps
+from ml.ranks import join_ranks
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("--preset", "smoke", "--image-size", "32", "--num-epochs-per-save", "9", "--warmup-epochs", "0")
@@ -150,3 +154,55 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(clips, tmp_path):
     _, said = process.communicate(timeout=90)
     assert process.returncode != 0 and time.monotonic() - start < 60
     assert "Signal 9 (SIGKILL)" in said
+
+
+@pytest.mark.parametrize(("asked", "own"), [(None, 3), ("cuda", 3), ("cuda:5", 5)])
+def test_each_process_of_torchrun_takes_a_gpu_of_its_own(asked, own, monkeypatch):
+    """Eight GPUs are pretended; commands that train and those that do not, ask in the same way."""
+    chosen = []
+    for name, value in dict(RANK=3, LOCAL_RANK=3, WORLD_SIZE=8, MASTER_ADDR="localhost", MASTER_PORT=1).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    expected = torch.device("cuda", own)
+    assert best_device(asked) == expected and join_ranks(asked)[1] == expected and chosen == [expected]
+
+
+def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(InputError, match=r"more processes here than there are GPUs \(2\)"):
+        best_device("cuda")
+
+
+def test_a_rank_set_by_accident_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(InputError, match="not MASTER_ADDR and MASTER_PORT"):
+        join_ranks("cpu")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_waits_alone_says_for_whom(rank, tmp_path):
+    """Nobody else comes: within seconds it says where it waits; here its patience is cut to 8 s."""
+    code = (
+        "import ml.ranks, datetime; ml.ranks.PATIENCE = datetime.timedelta(seconds=8)\n"
+        "try: ml.ranks.join_ranks('cpu')\n"
+        "except ml.ranks.InputError as error: print(error)"
+    )
+    place = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **place}, timeout=60
+    )
+    assert f"process {rank} of 2 waits at 127.0.0.1:{place['MASTER_PORT']}" in result.stderr
+    assert f"process {rank} did not meet the others" in result.stdout
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
