@@ -1,6 +1,7 @@
 """Checkpoint files of every kind, good and bad, and what becomes of their weights."""
 
 import argparse
+import fractions
 import os
 import pathlib
 import pickle
@@ -9,6 +10,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -185,8 +187,16 @@ def test_torchscript_is_refused(tmp_path):
 
 @pytest.mark.parametrize("save", SAVE.values(), ids=SAVE)
 def test_a_namespace_with_foreign_things_is_refused_by_their_name(tmp_path, state, save):
-    save({"model": state, "args": argparse.Namespace(output=pathlib.PurePosixPath("runs"))}, tmp_path / "a.pth")
-    assert "holds pathlib.PurePosixPath besides" in refused(tmp_path / "a.pth")
+    save({"model": state, "args": argparse.Namespace(share=fractions.Fraction(1, 2))}, tmp_path / "a.pth")
+    assert "holds fractions.Fraction besides" in refused(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("save", SAVE.values(), ids=SAVE)
+def test_what_training_arguments_hold_is_restored(tmp_path, state, save):
+    args = dict(device=torch.device("cuda", 1), out=pathlib.PosixPath("runs"), lr=np.float64(1e-3), n=np.int64(3))
+    save({"model": state, "args": argparse.Namespace(**args, ok=np.bool_(True))}, tmp_path / "a.pth")
+    read = vars(read_checkpoint(tmp_path / "a.pth")["args"])
+    assert read == {**args, "ok": True, "out": pathlib.PurePosixPath("runs")} and type(read["lr"]) is np.float64
 
 
 def torch_load(path):

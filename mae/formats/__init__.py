@@ -1,0 +1,118 @@
+"""Weights of other projects, found out by their names and read as what they are: `load_encoder`.
+
+One small file for each family, and the table of all of them here. To add one: a file with a `Family`, a line below.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from mae.formats import (
+    catmae,
+    cropmae,
+    dino,
+    dinov2,
+    eleander,
+    hf_vitmae,
+    mae,
+    mae_st,
+    own,
+    refused,
+    replicate,
+    rsp,
+    timm_vit,
+    tobo,
+    videomae,
+)
+from mae.formats.family import Decoder, Family, Loaded, build_encoder, describe
+from mae.formats.opening import Weights, open_weights
+from mae.reading import few
+
+__all__ = ["FAMILIES", "Decoder", "Family", "Loaded", "identify", "load", "load_encoder", "split_options"]
+
+# The first that fits is it: those with marks of their own before those that only have a vision transformer's names.
+FAMILIES: dict[str, Family] = {
+    "own": own.FAMILY,
+    "replicate": replicate.FAMILY,
+    "eleander": eleander.FAMILY,
+    "rsp": rsp.FAMILY,
+    "tobo": tobo.FAMILY,
+    "catmae": catmae.FAMILY,
+    "cropmae": cropmae.FAMILY,
+    "mae3d": mae_st.MAE3D,
+    "mae_st": mae_st.FAMILY,
+    "videomae": videomae.FAMILY,
+    "vitmae": hf_vitmae.VITMAE,
+    "vit": hf_vitmae.VIT,
+    "tcore": dinov2.TCORE,
+    "dinov2": dinov2.DINOV2,
+    **{f"refused{n}": family for n, family in enumerate(refused.FAMILIES)},
+    "mae": mae.FAMILY,
+    "dino": dino.FAMILY,
+    "timm": timm_vit.FAMILY,
+    "dino_backbone": dino.BACKBONE,
+    "mae_encoder": mae.ENCODER,
+}
+
+
+def load_encoder(
+    path: str | Path, *, kind: str | None = None, num_heads: int | None = None, say: Callable[[str], object] = print
+) -> Any:
+    """The encoder in a file or folder of weights of any known family, in evaluation mode.
+
+    It has `encode(images) → [B, h, w, D]` for uint8 images or floats in [0, 1], `patch_size`, and brings its own pixel
+    statistics and way to interpolate positions. kind: a name of `FAMILIES`, where the file does not tell; num_heads:
+    where neither the file nor its size tells. What was found is said in one line. Raises `InputError` for what is no
+    such file, or does not fit.
+    """
+    loaded = load(path, kind=kind, num_heads=num_heads)
+    say(f"{Path(path).name}: {loaded.about}")
+    return loaded.encoder
+
+
+def load(path: str | Path, *, kind: str | None = None, num_heads: int | None = None) -> Loaded:
+    """What `load_encoder` reads, with its family and what is said about it.
+
+    Options may follow the path after a comma: `FILE,num_heads=6,kind=dino`.
+    """
+    path, options = split_options(path)
+    kind, num_heads = kind or options.get("kind"), num_heads or options.get("num_heads")
+    weights = open_weights(path)
+    family = identify(weights, kind)
+    if family.refused:
+        raise InputError(f"{path} holds {family.name}: {family.refused}")
+    encoder = (family.build or (lambda w, n: build_encoder(family, w, n)))(weights, num_heads)
+    return Loaded(family, weights, encoder, describe(family, weights, encoder))
+
+
+def identify(weights: Weights, kind: str | None = None) -> Family:
+    """The family of a file, by its names or as given."""
+    if kind is not None:
+        if kind not in FAMILIES:
+            raise InputError(f"kind {kind!r} is unknown; there are {', '.join(FAMILIES)}")
+        return FAMILIES[kind]
+    found = next((family for family in FAMILIES.values() if family.fits(weights)), None)
+    if found is None:
+        raise InputError(
+            f"{weights.path} holds weights of no family known here; expected a vision transformer's (patch_embed.…, "
+            f"blocks.0.attn.…), found {few(weights.state, 6)}; the kinds are {', '.join(FAMILIES)}"
+        )
+    return found
+
+
+def split_options(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """`FILE,num_heads=6,kind=dino` → the file and the options; a name with commas that exists is taken as it is."""
+    if Path(path).exists():
+        return Path(path), {}
+    file, *words = str(path).split(",")
+    options: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "num_heads" and value.isdecimal():
+            options[name] = int(value)
+        elif name == "kind" and equals:
+            options[name] = value
+        else:
+            raise InputError(f"{path}: {word!r} is no option of a file; write FILE,num_heads=6 or FILE,kind=dino")
+    return Path(file), options

@@ -1,0 +1,57 @@
+"""Transformers' vision transformers: ViTMAE (with its decoder), ViT, DINOv2; names of versions 4 and 5."""
+
+import re
+from typing import Any
+
+from mae.formats.family import Family, statistics
+from mae.formats.mae import DECODER, mae_decoder
+from mae.formats.opening import State, Weights
+from mae.models_mae_st import fuse_qkv
+
+_NAMES = (
+    (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^layernorm\.", "norm."),
+    (r"^decoder\.decoder_(encoder\.layer|layers)\.", "decoder_blocks."),
+    (r"^(encoder\.layer|layers|encoder\.layers)\.", "blocks."),
+    (r"^decoder\.(decoder_|mask_token)", r"\1"),
+    (r"\.attention\.(attention|self)\.(q|k|v)(uery|ey|alue)\.", r".attn.\2."),
+    (r"\.attention\.(q|k|v)_proj\.", r".attn.\1."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+)
+
+
+def to_mae(state: State) -> State:
+    """MAE's names for Transformers'."""
+    renamed = {}
+    for name, value in state.items():
+        for pattern, new in _NAMES:
+            name = re.sub(pattern, new, name)
+        renamed[name] = value
+    return fuse_qkv(renamed)
+
+
+def _options(weights: Weights) -> dict[str, Any]:
+    eps = weights.setting("layer_norm_eps")
+    return dict(positions="size", eps=1e-12 if eps is None else float(eps), **statistics(weights))
+
+
+def _fits(weights: Weights) -> bool:
+    return weights.has(r"embeddings\.patch_embeddings\.projection\.")
+
+
+def _is_mae(weights: Weights) -> bool:
+    return _fits(weights) and weights.has(r"decoder\.decoder_embed\.")
+
+
+VITMAE = Family("ViTMAE of Transformers", _is_mae, to_mae, _options, DECODER, "decoder of MAE", mae_decoder)
+VIT = Family("ViT of Transformers", _fits, to_mae, _options, ("mask_token", "decoder."))

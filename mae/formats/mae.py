@@ -1,0 +1,45 @@
+"""MAE (He et al. 2021; facebookresearch/mae): encoder, and a decoder of self-attention that ours can begin with."""
+
+from typing import Any
+
+from mae.formats.family import Decoder, Family, heads_of
+from mae.formats.opening import State, Weights
+
+DECODER = ("decoder_", "mask_token")
+
+
+def has_decoder(weights: Weights) -> bool:
+    return weights.has(r"decoder_blocks\.0\.attn\.qkv\.") and not weights.has(r"decoder_blocks\.0\.cattn\.")
+
+
+def mae_decoder(family: Family, weights: Weights) -> Decoder:
+    """The decoder under MAE's own names, for `CrossDecoder.around`."""
+    state = {name: value for name, value in family.rename(weights.state).items() if name.startswith(DECODER)}
+    width, depth = state["decoder_embed.weight"].shape[0], _depth(state)
+    heads = heads_of(weights, width, depth, _USUAL.get(width), prefix="decoder_")
+    stated = weights.setting("norm_pix_loss")
+    normalised = weights.path.name.startswith("mae_pretrain_") if stated is None else bool(stated)
+    return Decoder(state, (width, depth, heads), normalised, kind="mae")
+
+
+def is_plain_vit(weights: Weights) -> bool:
+    """An encoder under MAE's names, and nothing that tells it from others'."""
+    return weights.has("cls_token") and weights.has("pos_embed") and weights.has(r"blocks\.0\.attn\.")
+
+
+def _fits(weights: Weights) -> bool:
+    return has_decoder(weights) and weights.has("pos_embed$") and not weights.has("cross_decoder")
+
+
+def _depth(state: State) -> int:
+    return len({name.split(".")[1] for name in state if name.startswith("decoder_blocks.")})
+
+
+def _options(weights: Weights) -> dict[str, Any]:
+    return dict(positions="size")
+
+
+_USUAL = {512: 16, 256: 8}  # the decoders of the public models, and of reproductions
+
+FAMILY = Family("MAE", _fits, options=_options, others=DECODER, decoder=mae_decoder, left_out="decoder of MAE")
+ENCODER = Family("MAE, encoder only", lambda w: is_plain_vit(w) and not w.bare, options=_options)

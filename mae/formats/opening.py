@@ -1,0 +1,175 @@
+"""A file of weights of any origin, unwrapped: the tensors of one model, its settings, and what was chosen."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from mae.formats.whole_modules import read_whole_module
+from mae.reading import read_checkpoint
+
+State = dict[str, Tensor]
+
+# Under which key a checkpoint keeps a model's tensors. Averaged weights and teachers come first: they are what their
+# authors evaluate, and what a training is kept for.
+_AVERAGED = ("teacher", "model_ema", "state_dict_ema", "ema", "target_encoder")
+_CONTAINERS = (*_AVERAGED, "model", "model_state", "state_dict", "module", "encoder", "backbone", "net", "student")
+# Under which key its settings lie.
+_SETTINGS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt")
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# The patch embedding, by which the encoder is found under whatever prefix: timm's name, and Transformers'.
+_EMBEDDINGS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
+_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+@dataclass
+class Weights:
+    """The tensors of one model, float32, by names without wrappers and without the prefix of its encoder.
+
+    settings: training arguments, configuration or attributes, as plain values. chosen: the words for what was taken
+    where a file holds several models. bare: the tensors lay in the file without anything around them.
+    """
+
+    path: Path
+    state: State
+    settings: dict[str, Any] = field(default_factory=dict)
+    epoch: int | None = None
+    chosen: str = ""
+    prefix: str = ""
+    bare: bool = False
+    folder: bool = False
+    half: bool = False
+
+    def has(self, pattern: str) -> bool:
+        """Whether any name begins like the regular expression."""
+        return any(re.match(pattern, name) for name in self.state)
+
+    def setting(self, *names: str) -> Any:
+        """The first of these settings that the file states, else None."""
+        return next((self.settings[name] for name in names if self.settings.get(name) is not None), None)
+
+
+def open_weights(path: str | Path) -> Weights:
+    """Read a file, or a folder of timm, of Transformers or of parts of one model; an InputError without weights."""
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    config = path.parent / "config.json"
+    beside = _read_json(config) if path.name in _FILES and config.is_file() else {}
+    if path.name.endswith(".index.json"):
+        return _unwrap(path, _read_shards(path), beside, folder=True)
+    try:
+        checkpoint = read_checkpoint(path, mmap=True)
+    except InputError:
+        whole = read_whole_module(path)
+        if whole is None:
+            raise
+        return _unwrap(path, whole, beside)
+    return _unwrap(path, checkpoint, beside, folder=bool(beside))
+
+
+def _open_folder(path: Path) -> Weights:
+    for name in _FILES:
+        if (path / name).is_file():
+            return open_weights(path / name)
+    parts = [path / f"{part}.pt" for part in ("encoder", "embedding", "decoder")]
+    if all(part.is_file() for part in parts[:2]):  # aweers/replicate_siamMAE saves its modules one by one
+        joined = {
+            f"{part.stem}.{name}": value
+            for part in parts
+            if part.is_file()
+            for name, value in read_checkpoint(part, mmap=True).items()
+        }
+        config = path / "config.json"
+        return _unwrap(path, joined, _read_json(config) if config.is_file() else {}, folder=True)
+    files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".pth", ".safetensors", ".bin", ".ckpt"))
+    if len(files) == 1:
+        return open_weights(files[0])
+    inside = f"it holds {len(files)}: {', '.join(f.name for f in files[:6])}" if files else "it holds none"
+    raise InputError(f"{path} is a folder, and which of its weights are meant is not clear ({inside}); name one file")
+
+
+def _unwrap(path: Path, checkpoint: Mapping[str, Any], beside: Mapping[str, Any], *, folder: bool = False) -> Weights:
+    settings = dict(beside)
+    for name in _SETTINGS:
+        settings |= _as_dict(checkpoint.get(name))
+    for inner in [v for k in ("model_args", "encoder", "model_cfg") if isinstance(v := settings.get(k), Mapping)]:
+        settings = {**inner, **settings}
+    keys, tensors = _find(checkpoint)
+    if not tensors:
+        found = ", ".join(map(str, list(checkpoint)[:6])) or "nothing"
+        only = "an optimizer's state and " if {"optimizer", "param_groups"} & set(checkpoint) else ""
+        raise InputError(f"{path} holds {only}no weights: expected tensors by name, found {found}")
+    averaged = checkpoint.get("averaged")  # of this workspace: only what is averaged, to be laid over the rest
+    chosen = next((key for key in keys if key in _AVERAGED), "")
+    if isinstance(averaged, Mapping) and averaged:
+        tensors, chosen = {**tensors, **averaged}, "averaged"
+    elif not chosen and keys[-1:] == ["student"]:
+        chosen = "student"
+    state = _without_wrappers(tensors)
+    prefix = _encoder_prefix(state)
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    outside = {name: value for name, value in state.items() if not name.startswith(prefix) and name not in inside}
+    half = any(value.dtype in (torch.float16, torch.bfloat16) for value in inside.values())
+    epoch = checkpoint.get("epoch")
+    return Weights(
+        path, {k: v.float() if v.is_floating_point() else v for k, v in {**inside, **outside}.items()},
+        settings, epoch if isinstance(epoch, int) else None, chosen, prefix,
+        bare=not keys and not folder, folder=folder, half=half,
+    )  # fmt: skip
+
+
+def _find(checkpoint: Mapping[str, Any], depth: int = 3) -> tuple[list[str], State]:
+    """The keys that lead to the tensors of a model, and the tensors; nothing where there are none."""
+    own = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    if any(name.endswith(".weight") for name in own) and len(own) > len(checkpoint) / 2:
+        return [], own
+    for key in _CONTAINERS if depth else ():
+        if isinstance(inner := checkpoint.get(key), Mapping):
+            keys, tensors = _find(inner, depth - 1)
+            if tensors:
+                return [key, *keys], tensors
+    return [], {}
+
+
+def _without_wrappers(tensors: Mapping[str, Tensor]) -> State:
+    short = {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
+    return short if len(short) == len(tensors) else dict(tensors)
+
+
+def _encoder_prefix(state: State) -> str:
+    """What stands before the encoder's names; of several encoders, the teacher's."""
+    prefixes = [name.removesuffix(mark) for mark in _EMBEDDINGS for name in state if f".{name}".endswith(f".{mark}")]
+    wanted = ("teacher", "ema", "target", "")
+    return next((p for word in wanted for p in sorted(prefixes, key=len) if word in p), "")
+
+
+def _as_dict(settings: Any) -> dict[str, Any]:
+    """An `argparse.Namespace`, or a mapping, as a dict; the fields of an inner "model" section beside the others."""
+    values = dict(settings) if isinstance(settings, Mapping) else dict(getattr(settings, "__dict__", {}))
+    return {str(name): value for name, value in values.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): get it again") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds a {type(values).__name__}; expected the settings of a model by name")
+    return values
+
+
+def _read_shards(index: Path) -> State:
+    files = dict.fromkeys(_read_json(index).get("weight_map", {}).values())
+    return dict(item for file in files for item in _items(index.parent / Path(str(file)).name))
+
+
+def _items(path: Path) -> Iterator[tuple[str, Tensor]]:
+    yield from read_checkpoint(path, mmap=True).items()

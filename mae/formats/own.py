@@ -1,0 +1,41 @@
+"""What this workspace writes: checkpoints of SiamMAE and of MAE-ST, and exported encoders."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mae.formats.family import Family, load_into
+from mae.formats.opening import Weights
+from mae.models_mae import MAEEncoder
+
+_SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+
+
+def _config(weights: Weights) -> dict[str, Any] | None:
+    """The encoder's keywords, where a checkpoint's or an export's settings have all of them."""
+    inner = weights.settings.get("mae")
+    known = inner if isinstance(inner, dict) else weights.settings
+    return {name: known[name] for name in _SIZES} if all(name in known for name in _SIZES) else None
+
+
+def _fits(weights: Weights) -> bool:
+    ours = weights.settings.get("model") == "SiamMAE" or weights.has(r"decoder\.memory_norm\.")
+    return weights.has("pos_embed$") and _config(weights) is not None and (ours or _is_export(weights))
+
+
+def _is_export(weights: Weights) -> bool:
+    names = {name.split(".")[0] for name in weights.state}
+    return names == {"cls_token", "pos_embed", "patch_embed", "blocks", "norm"} and "args" not in weights.settings
+
+
+def _build(weights: Weights, num_heads: int | None) -> nn.Module:
+    with torch.device("meta"):
+        encoder = MAEEncoder(**(_config(weights) or {}))
+    state = {name: value for name, value in weights.state.items() if not name.startswith("decoder.")}
+    load_into(encoder, state, weights, FAMILY.name)
+    encoder.num_heads = encoder.encoder_config["num_heads"]
+    return encoder.eval()
+
+
+FAMILY = Family("SiamMAE of this workspace", _fits, build=_build)

@@ -1,0 +1,34 @@
+"""Families that are recognised and not read, each with the reason."""
+
+from mae.formats.family import Family
+from mae.formats.opening import Weights
+
+
+def _rotary(weights: Weights) -> bool:
+    return weights.has("rope_embed.periods") or weights.has("storage_tokens")
+
+
+def _vjepa(weights: Weights) -> bool:
+    kernel = weights.state.get("patch_embed.proj.weight")
+    plain = weights.has(r"blocks\.0\.attn\.qkv\.") and not weights.has("cls_token") and not weights.has("q_bias")
+    return kernel is not None and kernel.ndim == 5 and plain and not weights.has("pos_embed") and not weights.half
+
+
+FAMILIES = (
+    Family(
+        "DINOv3",
+        _rotary,
+        refused="it turns its tokens by their place (RoPE), which timm's model does: use "
+        "--source timm:vit_small_patch16_dinov3 (or _base_, _large_), with @FILE for timm's own file",
+    ),
+    Family(
+        "a language model",
+        lambda w: w.has(r"(model\.|transformer\.)?(embed_tokens|wte|word_embeddings)\.") or w.has("lm_head"),
+        refused="it reads words, not images: give the weights of a vision transformer",
+    ),
+    Family(
+        "a convolutional network",
+        lambda w: w.has(r"(conv1|stem|downsample_layers)[._]") and not w.has(r"blocks\.0\.attn"),
+        refused="it has no patches; as a source of features, timm has many: --source timm:NAME@FILE",
+    ),
+)
