@@ -20,10 +20,12 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from common.errors import InputError
+from common.schedule import Phase, Schedule
 from dataset_loader.decoding import DecodeError
+from dataset_loader.pairings import Pairing, boxes, parse_pairing
 from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample, TemporalSampler
 from dataset_loader.sources import Source, VideoFiles, open_source
-from dataset_loader.transforms import Augmentation, apply_view, apply_views, centre_view, draw_view, padded
+from dataset_loader.transforms import Augmentation, View, apply_view, apply_views, centre_view, draw_colours, padded
 from dataset_loader.workers import Key, Pool
 from mae.patches import denormalize
 
@@ -38,7 +40,8 @@ class PairDataset(Dataset):
 
     source: where the videos come from; a list is one of video files. temporal: draws the frames of a sample: of a pair,
     of a past with several futures, of a clip. crop_later: leave the frames whole, and say in `view` how they are to be
-    cropped (see `make_loader`).
+    cropped (see `make_loader`). pairing: what makes a pair (`pairings`); schedule: a curriculum in its place
+    (`common.schedule`). grid: patches along a side of the image, by which some pairings shift.
     """
 
     def __init__(
@@ -51,6 +54,9 @@ class PairDataset(Dataset):
         seed: int = 0,
         visits: int = 1,
         crop_later: bool = False,
+        pairing: str = "video",
+        schedule: str = "",
+        grid: int = 14,
     ) -> None:
         if image_size < 1 or visits < 1 or seed < 0:
             raise InputError(
@@ -63,6 +69,11 @@ class PairDataset(Dataset):
         self.seed = seed
         self.visits = visits
         self.crop_later = crop_later
+        self.schedule = Schedule.parse(schedule) if schedule else Schedule((Phase(0, pairing),))
+        self.grid = grid
+        self._mixes = {phase.pairing: parse_pairing(phase.pairing) for phase in self.schedule.phases}
+        if set(self._mixes) != {"video"} and (not augment or temporal.frames < 2):
+            raise InputError(f"the pairing {', '.join(self._mixes)} draws its crops; without augmentation it is video")
 
     @property
     def paths(self) -> Sequence[str]:
@@ -75,10 +86,11 @@ class PairDataset(Dataset):
     def __getitem__(self, key: int | Key) -> dict[str, Any]:
         """A sample by its index (of epoch 0) or by (epoch, index).
 
-        Returns `video` uint8 [R, F, 3, S, S] in RGB, `time` float64 [R, F] in seconds, `path`, `seed` int64 [R] (a
-        random number for each, from which its mask may be drawn), and `bad`, a list of (path, reason) of the files
-        that could not be decoded and were replaced. Raises InputError if no file out of many could be decoded.
-        With `crop_later` `video` is uint8 [R, F, 3, H, W] and `view` float64 [R, 12] says how to crop it.
+        Returns `video` uint8 [R, F, 3, S, S] in RGB, `time` float64 [R, F] in seconds, `box` int64 [R, F, 5] (the
+        crops, see `pairings.boxes`), `path`, `seed` int64 [R] (a random number for each, from which its mask may be
+        drawn), and `bad`, a list of (path, reason) of the files that could not be decoded and were replaced. Raises
+        InputError if no file out of many could be decoded.
+        With `crop_later` `video` is uint8 [R, F, 3, H, W] and `view` float64 [R, F, 12] says how to crop it.
         """
         return self.load(key if isinstance(key, tuple) else (0, key))
 
@@ -101,7 +113,7 @@ class PairDataset(Dataset):
                 continue
             trying(attempt)
             try:
-                sample = self._draw(number, generator)
+                sample = self._draw(number, generator, key[0])
             except DecodeError as error:
                 bad[path] = error.reason
                 continue
@@ -146,34 +158,57 @@ class PairDataset(Dataset):
         generator = np.random.default_rng([self.seed, epoch, index, attempt, 2])
         return int(generator.integers(len(self.paths))), generator
 
-    def _draw(self, number: int, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+    def _draw(self, number: int, generator: np.random.Generator, epoch: int) -> dict[str, torch.Tensor]:
+        mix = self._mixes[self.schedule.pairing(epoch)]
         with self.source.open(number) as clip:
-            if len(clip.times) < 2:
-                raise DecodeError(clip.path, "has only one frame; a pair needs two")
-            try:
-                numbers = self.temporal.draw(clip.times, generator)
-            except InputError as error:  # it says what the clip lacks: another stands in for it
+            try:  # each of these says what the clip lacks: another stands in for it
+                pairings = [mix.pick(generator, len(clip.times) < 2) for _ in range(self.temporal.repeated_sampling)]
+                numbers = self._numbers(clip.times, generator)
+            except InputError as error:
                 raise DecodeError(clip.path, str(error)) from error
+            for row, pairing in zip(numbers, pairings, strict=True):
+                row[:] = row[0] if pairing.one_frame else row
             frames, times = clip.frames(numbers.ravel())
         times = times.reshape(numbers.shape)
         if any(len(set(t)) < len(set(n)) for t, n in zip(times.tolist(), numbers.tolist(), strict=True)):
             raise DecodeError(clip.path, "is damaged: of two frames that were drawn one stood in for both")
         samples = frames.reshape(*numbers.shape, *frames.shape[1:])  # [R, F, H, W, 3]
         height, width = frames.shape[1:3]
-        augment = self.augmentation
-        views = [
-            draw_view(height, width, generator, augment) if augment else centre_view(height, width) for _ in samples
-        ]
+        views = [self._views(pairing, height, width, numbers.shape[1], generator) for pairing in pairings]
+        drawn = {
+            "time": torch.from_numpy(times),
+            "box": torch.stack([boxes([view.crop for view in row]) for row in views]),
+        }
         if self.crop_later:
-            video = torch.from_numpy(samples).permute(0, 1, 4, 2, 3)
-            view = torch.stack([view.as_tensor(height, width) for view in views])
-            return {"video": video, "time": torch.from_numpy(times), "view": view}
-        cropped = [
-            apply_view(sample, view, self.image_size).permute(0, 2, 3, 1)
-            for sample, view in zip(samples, views, strict=True)
-        ]
+            view = torch.stack([torch.stack([view.as_tensor(height, width) for view in row]) for row in views])
+            return {"video": torch.from_numpy(samples).permute(0, 1, 4, 2, 3), "view": view, **drawn}
+        cropped = [_cropped(sample, row, self.image_size) for sample, row in zip(samples, views, strict=True)]
         joined = torch.stack(cropped) if len(cropped) > 1 else cropped[0][None]  # a copy less
-        return {"video": joined.permute(0, 1, 4, 2, 3), "time": torch.from_numpy(times)}
+        return {"video": joined.permute(0, 1, 4, 2, 3), **drawn}
+
+    def _numbers(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """int64 [R, F], numbers of frames; of a single picture all are 0."""
+        if len(times) > 1:
+            return self.temporal.draw(times, generator)
+        return np.zeros((self.temporal.repeated_sampling, self.temporal.frames), dtype=np.int64)
+
+    def _views(
+        self, pairing: Pairing, height: int, width: int, frames: int, generator: np.random.Generator
+    ) -> list[View]:
+        """How each frame of a sample is to be seen: crops of its own, everything else in common."""
+        if not self.augmentation:
+            return [centre_view(height, width)] * frames
+        crops = pairing.draw(height, width, frames, generator, self.augmentation, self.grid)
+        view = draw_colours(crops[0], generator, self.augmentation)
+        return [replace(view, crop=crop) for crop in crops]
+
+
+def _cropped(frames: np.ndarray, views: list[View], size: int) -> torch.Tensor:
+    """uint8 [F, size, size, 3], by one call where all frames have the same view."""
+    if all(view == views[0] for view in views):
+        return apply_view(frames, views[0], size).permute(0, 2, 3, 1)
+    shown = [apply_view(frames[f : f + 1], view, size) for f, view in enumerate(views)]
+    return torch.cat([frame.permute(0, 2, 3, 1) for frame in shown])
 
 
 def get_kinetics_dataset(
@@ -192,6 +227,9 @@ def get_kinetics_dataset(
     stride: float = 4,
     unit: Literal["frames", "seconds"] = "frames",
     fps: float = 30,
+    pairing: str = "video",
+    schedule: str = "",
+    patch_size: int = 16,
 ) -> PairDataset:
     """A dataset of frame pairs over all videos below a folder, or over a list of files and folders.
 
@@ -202,8 +240,11 @@ def get_kinetics_dataset(
     frames of a sample; else the central square. rotation: turns the frames as well, by up to so many degrees. visits:
     how often an epoch visits each video. futures: K frames after the past, each at a gap of its own: samples of 1 + K
     frames. clip_frames: in place of pairs, clips of so many frames, `stride` apart (in `unit` as well). fps: the rate
-    of pictures that have no times beside them.
+    of pictures that have no times beside them. pairing, schedule: what makes a pair, always or by the epoch
+    (`pairings`, `common.schedule`); patch_size: the model's, for pairings that shift by whole patches.
     """
+    if clip_frames is not None and (pairing != "video" or schedule):
+        raise InputError(f"pairing {schedule or pairing!r} makes pairs; clips of {clip_frames} frames have none")
     temporal: TemporalSampler
     if clip_frames is None:
         temporal = RandomTemporalSubsample(
@@ -216,16 +257,21 @@ def get_kinetics_dataset(
     source = open_source(dataset_dir, fps=fps)
     if isinstance(dataset_dir, str | Path):
         print(f"{dataset_dir}: {source}")
-    return PairDataset(source, temporal, image_size=image_size, augment=augment, seed=seed, visits=visits)
+    return PairDataset(
+        source, temporal, image_size=image_size, augment=augment, seed=seed, visits=visits,
+        pairing=pairing, schedule=schedule, grid=max(1, image_size // patch_size),
+    )  # fmt: skip
 
 
 def collate(
     samples: list[dict[str, Any]],
     allocate: Callable[[Sequence[int]], torch.Tensor] = lambda shape: torch.empty(tuple(shape), dtype=torch.uint8),
 ) -> dict[str, Any]:
-    """Samples of R each → one batch: `video` [B, F, 3, S, S], `time` [B, F], `path` (B), `seed` [B], `bad`.
+    """Samples of R each → one batch: `video` [B, F, 3, S, S], `time` [B, F], `box` [B, F, 5], `path` (B), `seed` [B],
+    `bad`.
 
-    Frames that were left whole are padded at the right and the bottom to the largest, and `view` [B, 12] comes along.
+    Frames that were left whole are padded at the right and the bottom to the largest, and `view` [B, F, 12] comes
+    along.
     allocate: gives the memory for `video`.
     """
     batch = {
@@ -235,8 +281,9 @@ def collate(
         "seed": torch.cat([sample["seed"] for sample in samples]),
         "bad": [entry for sample in samples for entry in sample["bad"]],
     }
-    if "view" in samples[0]:
-        batch["view"] = torch.cat([sample["view"] for sample in samples])
+    for name in ("box", "view"):
+        if name in samples[0]:
+            batch[name] = torch.cat([sample[name] for sample in samples])
     return batch
 
 

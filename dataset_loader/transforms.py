@@ -136,6 +136,11 @@ class View:
 def draw_view(height: int, width: int, generator: np.random.Generator, augmentation: Augmentation) -> View:
     """Draw a crop, and whatever else the augmentation asks for."""
     crop = draw_crop(height, width, generator, augmentation.scale, augmentation.ratio, augmentation.flip)
+    return draw_colours(crop, generator, augmentation)
+
+
+def draw_colours(crop: Crop, generator: np.random.Generator, augmentation: Augmentation) -> View:
+    """A view with this crop: draw whatever else the augmentation asks for, rotation and colours."""
 
     def around(middle: float, most: float) -> float:
         return float(generator.uniform(middle - most, middle + most)) if most else middle
@@ -163,11 +168,16 @@ def apply_view(frames: np.ndarray, view: View, size: int) -> Tensor:
 
 
 def apply_views(video: Tensor, views: Tensor, size: int) -> Tensor:
-    """Show a padded batch uint8 [B, F, 3, H, W] as its views [B, 12] say: uint8 [B, F, 3, size, size], on its device.
+    """Show a padded batch uint8 [B, F, 3, H, W] as its views say, [B, 12] or for each frame [B, F, 12]:
+    uint8 [B, F, 3, size, size], on its device.
 
     Crop, resize and flip are two products of matrices for the whole batch, with the weights of the antialiased bicubic
     filter. As on the CPU the frames are rounded to uint8 between the two: overshoots are cut off there.
     """
+    if views.ndim == 3:
+        return apply_views(video.flatten(0, 1)[:, None], views.flatten(0, 1), size).reshape(
+            *video.shape[:3], size, size
+        )
     known = [View.from_tensor(numbers) for numbers in views]
     if any(view.degrees for view, _, _ in known):
         video = video.clone()

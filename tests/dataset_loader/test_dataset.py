@@ -58,7 +58,7 @@ def test_a_sample(videos):
     assert len(dataset) == 6
     for index in range(6):
         sample = dataset[index]
-        assert set(sample) == {"video", "time", "path", "seed", "bad"}
+        assert set(sample) == {"video", "time", "box", "path", "seed", "bad"}
         assert sample["video"].shape == (3, 2, 3, 32, 32)
         assert sample["video"].dtype == torch.uint8
         assert sample["time"].shape == (3, 2)
