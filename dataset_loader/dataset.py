@@ -23,6 +23,7 @@ from common.errors import InputError
 from common.schedule import Phase, Schedule
 from dataset_loader.decoding import DecodeError
 from dataset_loader.pairings import Pairing, boxes, parse_pairing
+from dataset_loader.pictures import PictureFiles, WithPictures
 from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample, TemporalSampler
 from dataset_loader.sources import Source, VideoFiles, open_source
 from dataset_loader.transforms import Augmentation, View, apply_view, apply_views, centre_view, draw_colours, padded
@@ -74,6 +75,12 @@ class PairDataset(Dataset):
         self._mixes = {phase.pairing: parse_pairing(phase.pairing) for phase in self.schedule.phases}
         if set(self._mixes) != {"video"} and (not augment or temporal.frames < 2):
             raise InputError(f"the pairing {', '.join(self._mixes)} draws its crops; without augmentation it is video")
+        for text, mix in self._mixes.items():
+            if getattr(self.source, "stills", 0) and not any(p.one_frame for p in mix.pairings):
+                raise InputError(
+                    f"{self.source}: the pairing {text} takes two frames, and a picture is one; give crops, shifted, "
+                    "or a mix with one of these"
+                )
 
     @property
     def paths(self) -> Sequence[str]:
@@ -230,6 +237,7 @@ def get_kinetics_dataset(
     pairing: str = "video",
     schedule: str = "",
     patch_size: int = 16,
+    photos: str | Path | Iterable[str | Path] | None = None,
 ) -> PairDataset:
     """A dataset of frame pairs over all videos below a folder, or over a list of files and folders.
 
@@ -242,6 +250,7 @@ def get_kinetics_dataset(
     frames. clip_frames: in place of pairs, clips of so many frames, `stride` apart (in `unit` as well). fps: the rate
     of pictures that have no times beside them. pairing, schedule: what makes a pair, always or by the epoch
     (`pairings`, `common.schedule`); patch_size: the model's, for pairings that shift by whole patches.
+    photos: single pictures beside the videos, files or folders of them, of which one-frame pairings make pairs.
     """
     if clip_frames is not None and (pairing != "video" or schedule):
         raise InputError(f"pairing {schedule or pairing!r} makes pairs; clips of {clip_frames} frames have none")
@@ -255,6 +264,8 @@ def get_kinetics_dataset(
     if augment and rotation:
         augment = replace(Augmentation() if augment is True else augment, rotation=rotation)
     source = open_source(dataset_dir, fps=fps)
+    if photos is not None:
+        source = WithPictures(source, PictureFiles(photos))
     if isinstance(dataset_dir, str | Path):
         print(f"{dataset_dir}: {source}")
     return PairDataset(

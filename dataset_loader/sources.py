@@ -184,9 +184,13 @@ def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) ->
         if os.path.exists(os.path.join(where, name)):
             return Ledger(where, os.path.join(where, name), fps=fps)
     if not videos and not folders:
+        from dataset_loader.pictures import PictureFiles, find_pictures
+
+        if find_pictures(where):
+            return PictureFiles(where)
         raise InputError(
             f"{where} holds no video: looked below it for {' '.join(sorted(SUFFIXES))}, packed shards "
-            f"({PACKED_SUFFIX}), a ledger ({', '.join(LEDGERS)}) and folders of numbered pictures"
+            f"({PACKED_SUFFIX}), a ledger ({', '.join(LEDGERS)}), folders of numbered pictures, and single pictures"
         )
     return VideoFiles(sorted(videos)) if videos else FrameFolders(sorted(folders), fps, sorted(masks))
 

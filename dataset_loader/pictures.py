@@ -1,0 +1,120 @@
+"""Single pictures as data: each is a video of one frame, of which pairings such as `crops` and `shifted` make pairs.
+
+JPEG, PNG, WebP and TIFF, turned upright as their EXIF says, grey and 16 bit as RGB in 8 bit.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from common.errors import InputError
+from dataset_loader.decoding import DecodeError
+from dataset_loader.files import files_and_folders
+from dataset_loader.sources import Clip, Names, Source
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
+SHORT_SIDE = 512  # pictures are shrunk to this: more than any crop needs, and a hundred times quicker to cut than 24 MP
+PIXELS = 200_000_000  # a picture with more is refused: one such takes 600 MB
+
+
+class PictureFiles:
+    """Picture files, a `Source`: of folders, which are searched to their depths without hidden names, or listed."""
+
+    def __init__(self, where: str | Path | Iterable[str | Path]) -> None:
+        listed = [where] if isinstance(where, str | Path) else where
+        files, folders = files_and_folders(listed)
+        self.names = sorted([*files, *(path for folder in folders for path in find_pictures(folder))])
+        if not self.names:
+            raise InputError(
+                f"{', '.join(folders)} holds no picture (looked below it for {' '.join(sorted(PICTURES))})"
+            )
+        self.stills = len(self.names)
+
+    def open(self, number: int) -> "Picture":
+        return Picture(self.names[number])
+
+    def __str__(self) -> str:
+        return f"{len(self.names)} pictures"
+
+
+class WithPictures:
+    """Videos and single pictures as one `Source`, the videos first."""
+
+    def __init__(self, videos: Source, pictures: PictureFiles) -> None:
+        self.videos, self.pictures = videos, pictures
+        self.names = Names([*videos.names, *pictures.names])
+        self.stills = pictures.stills + getattr(videos, "stills", 0)
+
+    def open(self, number: int) -> Clip:
+        count = len(self.videos.names)
+        return self.videos.open(number) if number < count else self.pictures.open(number - count)
+
+    def __str__(self) -> str:
+        return f"{self.videos} and {self.pictures}"
+
+
+class Picture:
+    """One picture as a clip of one frame, a context manager."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.times = np.zeros(1)
+
+    def __enter__(self) -> "Picture":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def frames(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The picture for each number, all of which are 0: uint8 RGB [n, H, W, 3], and their times [n]."""
+        image = decode_picture(self.path)
+        return np.repeat(image[None], len(numbers), axis=0), self.times[numbers]
+
+
+def decode_picture(path: str, short_side: int = SHORT_SIDE) -> np.ndarray:
+    """uint8 RGB [H, W, 3], upright, its shorter side shrunk to `short_side` if it is longer. Raises DecodeError."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > PIXELS:
+                raise DecodeError(path, f"has {image.width}×{image.height} pixels; at most {PIXELS:,} are read")
+            shrink = min(image.size) / short_side
+            if shrink > 1:
+                image.draft(None, (image.width * short_side // min(image.size), short_side))  # JPEG: decode less
+            picture = ImageOps.exif_transpose(_eight_bit(image))
+            shrink = min(picture.size) / short_side
+            if shrink > 1:
+                size = (max(1, round(picture.width / shrink)), max(1, round(picture.height / shrink)))
+                picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+            return np.array(picture)
+    except DecodeError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DecodeError(path, f"cannot be decoded ({error})") from error
+
+
+def find_pictures(folder: str | Path) -> list[str]:
+    """The picture files below a folder, links followed and hidden names left out; sorted, not opened."""
+    found, entered = [], set()
+    for top, below, names in os.walk(folder, followlinks=True):
+        entered.add(os.path.realpath(top))
+        below[:] = [n for n in below if n[0] != "." and os.path.realpath(os.path.join(top, n)) not in entered]
+        found += [os.path.join(top, n) for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in PICTURES]
+    return sorted(found)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """RGB in 8 bit; of 16 bit the upper half, transparent parts on black. Keeps the EXIF."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        converted = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        converted = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), picture).convert("RGB")
+    else:
+        converted = image.convert("RGB")
+    converted.info["exif"] = image.getexif().tobytes()
+    return converted
