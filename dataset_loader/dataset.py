@@ -23,9 +23,8 @@ from common.errors import InputError
 from common.schedule import Phase, Schedule
 from dataset_loader.decoding import DecodeError
 from dataset_loader.pairings import Pairing, boxes, parse_pairing
-from dataset_loader.pictures import PictureFiles, WithPictures
 from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample, TemporalSampler
-from dataset_loader.sources import Source, VideoFiles, open_source
+from dataset_loader.sources import PictureFiles, Source, VideoFiles, WithPictures, open_source
 from dataset_loader.transforms import Augmentation, View, apply_view, apply_views, centre_view, draw_colours, padded
 from dataset_loader.workers import Key, Pool
 from mae.patches import denormalize

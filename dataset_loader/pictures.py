@@ -4,56 +4,17 @@ JPEG, PNG, WebP and TIFF, turned upright as their EXIF says, grey and 16 bit as 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.errors import InputError
 from dataset_loader.decoding import DecodeError
-from dataset_loader.files import files_and_folders
-from dataset_loader.sources import Clip, Names, Source
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 SHORT_SIDE = 512  # pictures are shrunk to this: more than any crop needs, and a hundred times quicker to cut than 24 MP
 PIXELS = 200_000_000  # a picture with more is refused: one such takes 600 MB
-
-
-class PictureFiles:
-    """Picture files, a `Source`: of folders, which are searched to their depths without hidden names, or listed."""
-
-    def __init__(self, where: str | Path | Iterable[str | Path]) -> None:
-        listed = [where] if isinstance(where, str | Path) else where
-        files, folders = files_and_folders(listed)
-        self.names = sorted([*files, *(path for folder in folders for path in find_pictures(folder))])
-        if not self.names:
-            raise InputError(
-                f"{', '.join(folders)} holds no picture (looked below it for {' '.join(sorted(PICTURES))})"
-            )
-        self.stills = len(self.names)
-
-    def open(self, number: int) -> "Picture":
-        return Picture(self.names[number])
-
-    def __str__(self) -> str:
-        return f"{len(self.names)} pictures"
-
-
-class WithPictures:
-    """Videos and single pictures as one `Source`, the videos first."""
-
-    def __init__(self, videos: Source, pictures: PictureFiles) -> None:
-        self.videos, self.pictures = videos, pictures
-        self.names = Names([*videos.names, *pictures.names])
-        self.stills = pictures.stills + getattr(videos, "stills", 0)
-
-    def open(self, number: int) -> Clip:
-        count = len(self.videos.names)
-        return self.videos.open(number) if number < count else self.pictures.open(number - count)
-
-    def __str__(self) -> str:
-        return f"{self.videos} and {self.pictures}"
 
 
 class Picture:

@@ -20,6 +20,7 @@ from dataset_loader.files import SUFFIXES, files_and_folders
 from dataset_loader.frame_folders import IMAGE_SUFFIXES, NUMBERED, FrameClip
 from dataset_loader.packed import SUFFIX as PACKED_SUFFIX
 from dataset_loader.packed import Shard
+from dataset_loader.pictures import PICTURES, Picture, find_pictures
 
 LEDGERS = ("ledger.csv", "ledger.txt")
 # A folder whose first entries are all numbered pictures holds nothing else: reading all of them, in 240,000 folders,
@@ -154,6 +155,42 @@ class PackedShards:
         return f"{len(self.names)} videos in {len(self.shards)} packed shards"
 
 
+class PictureFiles:
+    """Single pictures, of which one-frame pairings make pairs; see `pictures`. Folders are searched, files listed."""
+
+    def __init__(self, where: str | Path | Iterable[str | Path]) -> None:
+        files, folders = files_and_folders([where] if isinstance(where, str | Path) else where)
+        found = sorted([*files, *(path for folder in folders for path in find_pictures(folder))])
+        if not found:
+            raise InputError(
+                f"{', '.join(folders)} holds no picture (looked below it for {' '.join(sorted(PICTURES))})"
+            )
+        self.names = Names(found)
+        self.stills = len(found)
+
+    def open(self, number: int) -> Clip:
+        return Picture(self.names[number])
+
+    def __str__(self) -> str:
+        return f"{len(self.names)} pictures"
+
+
+class WithPictures:
+    """Videos and single pictures as one source, the videos first."""
+
+    def __init__(self, videos: Source, pictures: PictureFiles) -> None:
+        self.videos, self.pictures = videos, pictures
+        self.names = Names([*videos.names, *pictures.names])
+        self.stills = pictures.stills
+
+    def open(self, number: int) -> Clip:
+        count = len(self.videos.names)
+        return self.videos.open(number) if number < count else self.pictures.open(number - count)
+
+    def __str__(self) -> str:
+        return f"{self.videos} and {self.pictures}"
+
+
 def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) -> Source:
     """The videos of a folder, of one ledger or shard, or of a list of files or folders of one kind.
 
@@ -184,8 +221,6 @@ def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) ->
         if os.path.exists(os.path.join(where, name)):
             return Ledger(where, os.path.join(where, name), fps=fps)
     if not videos and not folders:
-        from dataset_loader.pictures import PictureFiles, find_pictures
-
         if find_pictures(where):
             return PictureFiles(where)
         raise InputError(

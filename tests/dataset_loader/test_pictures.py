@@ -8,7 +8,7 @@ from PIL import Image
 from common.errors import InputError
 from dataset_loader import DecodeError, get_kinetics_dataset, make_loader, open_source
 from dataset_loader import pictures as module
-from dataset_loader.pictures import PictureFiles, decode_picture
+from dataset_loader.pictures import decode_picture, find_pictures
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def photos(tmp_path, picture):
 
 
 def test_formats(photos, picture):
-    for path in PictureFiles(photos).names:
+    for path in find_pictures(photos):
         assert np.abs(decode_picture(path).astype(int) - picture).mean() < 4
 
 
