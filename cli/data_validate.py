@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from dataset_loader.preparing.manifest import Rules
-from dataset_loader.preparing.supervised import SILENCE
+from dataset_loader.processes import SILENCE
 from dataset_loader.preparing.validate import validate
 
 

@@ -33,8 +33,8 @@ from dataset_loader.packed import SUFFIX, Shard, write_shard
 from dataset_loader.preparing.encoding import FAST_TO_DECODE, scaled, write_video
 from dataset_loader.preparing.jobs import take_shard
 from dataset_loader.preparing.manifest import OK, default_path, read_manifest
-from dataset_loader.preparing.supervised import Failure, alive, supervise
 from dataset_loader.preparing.validate import printable, processes, progress
+from dataset_loader.processes import Failure, alive, supervise
 from dataset_loader.random_temporal_subsample import RandomTemporalSubsample
 
 Form = Literal["frames", "packed", "gop"]

@@ -27,7 +27,7 @@ from dataset_loader.decoding import OPEN, DecodeError, Video
 from dataset_loader.files import find_videos
 from dataset_loader.preparing.jobs import take_shard
 from dataset_loader.preparing.manifest import OK, Row, Rules, default_path, read_manifest, write_manifest
-from dataset_loader.preparing.supervised import MEMORY, SILENCE, Failure, alive, supervise
+from dataset_loader.processes import MEMORY, SILENCE, Failure, alive, supervise
 
 UNEVEN = 0.2  # share by which distances in time differ in a video of variable rate; rounding to milliseconds is less
 UNCERTAIN = ("hung", "crashed")  # may be the machine's fault: a later run tries these again

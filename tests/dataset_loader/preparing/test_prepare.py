@@ -19,7 +19,7 @@ from dataset_loader.packed import Shard
 from dataset_loader.preparing.encoding import write_video
 from dataset_loader.preparing.manifest import Row, default_path, write_manifest
 from dataset_loader.preparing.prepare import Recipe, _bytes, _duration, at_rate, prepare
-from dataset_loader.workers import forking_context
+from dataset_loader.processes import forking_context
 
 RECIPES = {
     "frames": Recipe("frames", short_side=24),

@@ -26,9 +26,9 @@ from dataset_loader import check_disjoint, decode_all, open_source
 from dataset_loader.preparing.encoding import copy_cut, write_video
 from dataset_loader.preparing.manifest import COLUMNS, Row, Rules, default_path, read_manifest, write_manifest
 from dataset_loader.preparing.splitting import check_no_overlap, duplicates, split, split_data, video_id
-from dataset_loader.preparing.supervised import Failure, supervise
+from dataset_loader.processes import Failure, supervise
 from dataset_loader.preparing.validate import content_hash, measure, validate
-from dataset_loader.workers import forking_context
+from dataset_loader.processes import forking_context
 
 ANY = Rules(min_seconds=0.5, min_fps=None, max_fps=None)
 
@@ -103,7 +103,7 @@ def test_no_process_outlives_a_supervisor_that_is_killed(tmp_path):
     """It would go on writing into what the next run believes to be its own."""
     note = tmp_path / "pid"
     task = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid()) + '.'); time.sleep(1000)"
-    code = f"from dataset_loader.preparing.supervised import supervise; list(supervise(exec, [{task!r}], jobs=1))"
+    code = f"from dataset_loader.processes import supervise; list(supervise(exec, [{task!r}], jobs=1))"
     supervisor = subprocess.Popen([sys.executable, "-c", code])
     try:
         while not (note.exists() and note.read_text().endswith(".")):
@@ -120,7 +120,7 @@ def test_no_process_outlives_a_supervisor_that_is_killed(tmp_path):
 
 def test_ctrl_c_while_processes_start_is_for_one_to_report():
     """It goes to the whole group, also to the process that imports what the others are forked with."""
-    code = "import time; from dataset_loader.workers import forking_context; forking_context(); print(flush=True)\n"
+    code = "import time; from dataset_loader.processes import forking_context; forking_context(); print(flush=True)\n"
     code += "try: time.sleep(60)\nexcept KeyboardInterrupt: print('stopped')"
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
