@@ -38,7 +38,7 @@ from dataset_loader.preparing.encoding import reencode, write_video
 from dataset_loader.pytorchvideo import import_pytorchvideo
 from dataset_loader.random_temporal_subsample import RandomTemporalSubsample
 from dataset_loader.sources import open_source
-from dataset_loader.transforms import Crop, apply_crop, draw_crop
+from dataset_loader.transforms import View, apply_view, draw_crop
 
 FPS = 30
 CLIP_OF_THEIRS = 1.6  # seconds: SiamMAE's longest gap
@@ -305,19 +305,19 @@ def _decode_alone(forms: Forms) -> Callable[[int], int]:
 def _decode_and_resize(forms: Forms, settings: Settings) -> Callable[[int], int]:
     """The least that a pair of packed JPEGs can cost: bytes in memory, frames and crops known, nothing opened."""
     shard, sampler, generator = Shard(forms.packed), RandomTemporalSubsample(), np.random.default_rng(0)
-    rounds: list[list[tuple[list[bytes], Crop]]] = []
+    rounds: list[list[tuple[list[bytes], View]]] = []
     for _ in range(KNOWN_ROUNDS):
         rounds.append([])
         for k in range(len(shard)):
             with shard.open(k) as clip:
                 images, _ = clip.frames(sampler.draw(clip.times, generator)[0])
-            crop = draw_crop(settings.height, settings.width, generator, flip=0)
-            rounds[-1].append(([encode_jpeg(image) for image in images], crop))
+            view = View(draw_crop(settings.height, settings.width, generator, flip=0))
+            rounds[-1].append(([encode_jpeg(image) for image in images], view))
 
     def one_round(number: int) -> int:
-        for pair, crop in rounds[number % len(rounds)]:
+        for pair, view in rounds[number % len(rounds)]:
             frames = np.stack([simplejpeg.decode_jpeg(data, "RGB") for data in pair])
-            apply_crop(frames, crop, settings.size)
+            apply_view(frames, view, settings.size)
         return len(shard)
 
     return one_round

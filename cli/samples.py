@@ -26,8 +26,8 @@ def main(out: Path, data: Path | None = None, count: int = 8, size: int = 224, s
         dataset = get_kinetics_dataset(data, image_size=size, augment=False, seed=seed)
         spread = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
         chosen = [dataset[epoch, index] for epoch, index in enumerate(spread)]  # another pair where a video comes again
-        video = np.concatenate([sample["video"].numpy() for sample in chosen])
-        times = np.concatenate([sample["time"].numpy() for sample in chosen])
+        video = np.stack([sample["video"].numpy() for sample in chosen])
+        times = np.stack([sample["time"].numpy() for sample in chosen])
         names = [Path(sample["path"]).stem for sample in chosen]
     else:
         gaps = np.linspace(4, 48, count).round() / 30  # from the smallest to the largest gap of the paper

@@ -10,30 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dataset_loader.builtin import builtin_clips
-    from dataset_loader.dataset import (
-        EpochSampler,
-        PairDataset,
-        PairLoader,
-        get_kinetics_dataset,
-        make_loader,
-        unnormalize,
-        unnormalize_for_plot,
-    )
+    from dataset_loader.dataset import PairDataset, get_kinetics_dataset
     from dataset_loader.decoding import DecodeError, Video, decode_all, decode_frames, read_index
     from dataset_loader.disjoint import check_disjoint
     from dataset_loader.files import find_videos, hold_out
+    from dataset_loader.loader import EpochSampler, PairLoader, make_loader
     from dataset_loader.packed import write_shard
     from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample
     from dataset_loader.sources import open_source
-    from dataset_loader.transforms import Augmentation
+    from dataset_loader.transforms import Augmentation, unnormalize, unnormalize_for_plot
     from dataset_loader.video_frame_dataset import VideoFrameDataset
 
 _HOMES = {
     "Augmentation": "transforms",
     "DecodeError": "decoding",
-    "EpochSampler": "dataset",
+    "EpochSampler": "loader",
     "PairDataset": "dataset",
-    "PairLoader": "dataset",
+    "PairLoader": "loader",
     "RandomClip": "random_temporal_subsample",
     "RandomTemporalSubsample": "random_temporal_subsample",
     "Video": "decoding",
@@ -45,11 +38,11 @@ _HOMES = {
     "find_videos": "files",
     "get_kinetics_dataset": "dataset",
     "hold_out": "files",
-    "make_loader": "dataset",
+    "make_loader": "loader",
     "open_source": "sources",
     "read_index": "decoding",
-    "unnormalize": "dataset",
-    "unnormalize_for_plot": "dataset",
+    "unnormalize": "transforms",
+    "unnormalize_for_plot": "transforms",
     "write_shard": "packed",
 }
 

@@ -17,8 +17,8 @@ INK, PAPER, FAINT = (20, 20, 20), (255, 255, 255), (110, 110, 110)
 def contact_sheet(dataset: Any, out: str | Path, *, count: int = 8) -> None:
     """Draw pairs into a PNG, one row a pair: f1, f2, the gap in seconds, the times and the name of the video.
 
-    dataset: samples with `video` uint8 [R, 2, 3, S, S], `time` [R, 2] in seconds, and `path`. count: pairs, evenly
-    spread over the data set. Raises InputError if `out` is there already.
+    dataset: samples with `video` uint8 [2, 3, S, S], `time` [2] in seconds, and `path`. count: pairs, evenly spread
+    over the data set. Raises InputError if `out` is there already.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -29,21 +29,20 @@ def contact_sheet(dataset: Any, out: str | Path, *, count: int = 8) -> None:
         raise InputError(f"{count} pairs were asked for; it must be at least 1")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int))
     samples = [dataset[int(k)] for k in chosen]
-    pairs = [(pair, time, s["path"]) for s in samples for pair, time in zip(s["video"], s["time"], strict=True)][:count]
-    side = pairs[0][0].shape[-1]
+    side = samples[0]["video"].shape[-1]
     step = side + MARGIN
-    sheet = Image.new("RGB", (2 * step + MARGIN + TEXT, len(pairs) * step + MARGIN), PAPER)
+    sheet = Image.new("RGB", (2 * step + MARGIN + TEXT, len(samples) * step + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(18), ImageFont.load_default(13)
-    for row, (pair, time, path) in enumerate(pairs):
+    for row, sample in enumerate(samples):
         top = MARGIN + row * step
-        for column, frame in enumerate(pair):
+        for column, frame in enumerate(sample["video"]):
             sheet.paste(Image.fromarray(frame.permute(1, 2, 0).numpy()), (MARGIN + column * step, top))
-        past, future = (float(at) for at in time)
+        past, future = (float(at) for at in sample["time"])
         left = 2 * step + MARGIN
         draw.text((left, top), f"gap {future - past:.3f} s", INK, large)
         draw.text((left, top + 26), f"f1 at {past:.3f} s, f2 at {future:.3f} s", FAINT, small)
-        draw.text((left, top + 46), _wrapped(Path(path).name), FAINT, small)
+        draw.text((left, top + 46), _wrapped(Path(sample["path"]).name), FAINT, small)
     png = io.BytesIO()
     sheet.save(png, "png")
     try:

@@ -1,4 +1,4 @@
-"""Pairs of frames, or clips, from a folder of videos, and batches of them.
+"""Pairs of frames, or clips, from a folder of videos.
 
 Every random choice of a sample comes from a generator made of (seed, epoch, index), so a sample is the same whatever
 the number of workers and of ranks, and after a resume. A file that cannot be decoded is replaced by another, reported
@@ -8,16 +8,18 @@ Legend: R samples drawn from one video, B samples in a batch, F frames of a samp
 pixels, V videos.
 """
 
-import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from common.errors import InputError
 from common.schedule import Phase, Schedule
@@ -25,9 +27,8 @@ from dataset_loader.decoding import DecodeError
 from dataset_loader.pairings import Pairing, boxes, parse_pairing
 from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample, TemporalSampler
 from dataset_loader.sources import PictureFiles, Source, VideoFiles, WithPictures, open_source
-from dataset_loader.transforms import Augmentation, View, apply_view, apply_views, centre_view, draw_colours, padded
-from dataset_loader.workers import Key, Pool
-from mae.patches import denormalize
+from dataset_loader.transforms import Augmentation, View, apply_view, centre_view, draw_colours
+from dataset_loader.workers import Key
 
 # How many files a sample may try. With half of the files bad, one sample in a million runs out of them.
 TRIES = 20
@@ -35,13 +36,19 @@ TRIES = 20
 log = logging.getLogger(__name__)
 
 
+def pixels(shape: Sequence[int]) -> torch.Tensor:
+    """Memory for pixels."""
+    return torch.empty(tuple(shape), dtype=torch.uint8)
+
+
 class PairDataset(Dataset):
     """Pairs of a past and a future frame, R of them from a video at a time. See `get_kinetics_dataset`.
 
     source: where the videos come from; a list is one of video files. temporal: draws the frames of a sample: of a pair,
-    of a past with several futures, of a clip. crop_later: leave the frames whole, and say in `view` how they are to be
-    cropped (see `make_loader`). pairing: what makes a pair (`pairings`); schedule: a curriculum in its place
-    (`common.schedule`). grid: patches along a side of the image, by which some pairings shift.
+    of a past with several futures, of a clip. `make_loader` makes batches of them, epoch by epoch; so does PyTorch's
+    own DataLoader, where `set_epoch` before each epoch gives new samples. pairing: what makes a pair (`pairings`);
+    schedule: a curriculum in its place (`common.schedule`). grid: patches along a side of the image, by which some
+    pairings shift.
     """
 
     def __init__(
@@ -53,7 +60,6 @@ class PairDataset(Dataset):
         augment: bool | Augmentation = True,
         seed: int = 0,
         visits: int = 1,
-        crop_later: bool = False,
         pairing: str = "video",
         schedule: str = "",
         grid: int = 14,
@@ -68,7 +74,6 @@ class PairDataset(Dataset):
         self.augmentation = Augmentation() if augment is True else augment
         self.seed = seed
         self.visits = visits
-        self.crop_later = crop_later
         self.schedule = Schedule.parse(schedule) if schedule else Schedule((Phase(0, pairing),))
         self.grid = grid
         self._mixes = {phase.pairing: parse_pairing(phase.pairing) for phase in self.schedule.phases}
@@ -80,6 +85,8 @@ class PairDataset(Dataset):
                     f"{self.source}: the pairing {text} takes two frames, and a picture is one; give crops, shifted, "
                     "or a mix with one of these"
                 )
+        self.epoch = 0
+        self._said: set[str] = set()
 
     @property
     def paths(self) -> Sequence[str]:
@@ -89,23 +96,43 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.paths) * self.visits
 
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain values by which a resume knows the data again: how many videos, and a checksum over their names."""
+        checksum = 0
+        for path in self.paths:
+            checksum = zlib.crc32(os.fsencode(os.path.basename(path)), checksum)
+        return {"videos": len(self.paths), "names": f"{checksum:08x}"}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of samples that are asked for by a plain index; 0 until then."""
+        self.epoch = epoch
+
     def __getitem__(self, key: int | Key) -> dict[str, Any]:
-        """A sample by its index (of epoch 0) or by (epoch, index).
+        """A sample by its index, of the chosen epoch, or by (epoch, index).
 
         Returns `video` uint8 [R, F, 3, S, S] in RGB, `time` float64 [R, F] in seconds, `box` int64 [R, F, 5] (the
-        crops, see `pairings.boxes`), `path`, `seed` int64 [R] (a random number for each, from which its mask may be
-        drawn), and `bad`, a list of (path, reason) of the files that could not be decoded and were replaced. Raises
-        InputError if no file out of many could be decoded.
-        With `crop_later` `video` is uint8 [R, F, 3, H, W] and `view` float64 [R, F, 12] says how to crop it.
+        crops, see `pairings.boxes`), `seed` int64 [R] (a random number for each, from which its mask may be drawn), all
+        without their first dimension if R is 1, and `path`. A file that cannot be decoded is logged, and another
+        stands in for it. Raises InputError if no file out of many could be decoded.
         """
-        return self.load(key if isinstance(key, tuple) else (0, key))
+        sample = self.load(key if isinstance(key, tuple) else (self.epoch, range(len(self))[key]))
+        for path, reason in sample.pop("bad"):
+            if path not in self._said:
+                self._said.add(path)
+                log.warning("%s: %s; another video stands in for it", path, reason)
+        if self.temporal.repeated_sampling > 1:
+            return sample
+        return {name: value[0] if isinstance(value, torch.Tensor) else value for name, value in sample.items()}
 
     def load(
         self, key: Key, *, excluded: dict[str, str] | None = None, trying: Callable[[int], None] = lambda attempt: None
     ) -> dict[str, Any]:
-        """The sample (epoch, index), without opening what is `excluded` (path: reason); see `__getitem__`.
+        """The sample (epoch, index), without opening what is `excluded` (path: reason).
 
-        trying: is called with the number of each attempt before its file is opened.
+        As `__getitem__` gives it, but always with R as the first dimension, and with `bad`, a list of (path, reason) of
+        the files that could not be decoded and were replaced. trying: is called with the number of each attempt before
+        its file is opened.
         """
         if not 0 <= key[1] < len(self):
             raise IndexError(f"sample {key[1]} of {len(self)}")
@@ -125,7 +152,7 @@ class PairDataset(Dataset):
                 continue
             seed = torch.from_numpy(generator.integers(2**63 - 1, size=len(sample["video"])))
             return {**sample, "path": path, "seed": seed, "bad": list(bad.items())}
-        raise InputError(f"no video could be decoded in {TRIES} tries: {_listed(bad)}")
+        raise InputError(f"no video could be decoded in {TRIES} tries: {listed(bad)}")
 
     def load_batch(
         self,
@@ -133,7 +160,7 @@ class PairDataset(Dataset):
         *,
         excluded: dict[str, str] | None = None,
         trying: Callable[[int, int], None] = lambda row, attempt: None,
-        allocate: Callable[[Sequence[int]], torch.Tensor] = lambda shape: torch.empty(tuple(shape), dtype=torch.uint8),
+        allocate: Callable[[Sequence[int]], torch.Tensor] = pixels,
     ) -> dict[str, Any]:
         """The batch of these samples as `collate` makes it, but with numpy arrays in place of all tensors but `video`.
 
@@ -178,19 +205,14 @@ class PairDataset(Dataset):
         times = times.reshape(numbers.shape)
         if any(len(set(t)) < len(set(n)) for t, n in zip(times.tolist(), numbers.tolist(), strict=True)):
             raise DecodeError(clip.path, "is damaged: of two frames that were drawn one stood in for both")
-        samples = frames.reshape(*numbers.shape, *frames.shape[1:])  # [R, F, H, W, 3]
         height, width = frames.shape[1:3]
         views = [self._views(pairing, height, width, numbers.shape[1], generator) for pairing in pairings]
-        drawn = {
+        samples = frames.reshape(*numbers.shape, *frames.shape[1:])  # [R, F, H, W, 3]
+        return {
+            "video": joined([_shown(*each, self.image_size)[None] for each in zip(samples, views, strict=True)]),
             "time": torch.from_numpy(times),
             "box": torch.stack([boxes([view.crop for view in row]) for row in views]),
         }
-        if self.crop_later:
-            view = torch.stack([torch.stack([view.as_tensor(height, width) for view in row]) for row in views])
-            return {"video": torch.from_numpy(samples).permute(0, 1, 4, 2, 3), "view": view, **drawn}
-        cropped = [_cropped(sample, row, self.image_size) for sample, row in zip(samples, views, strict=True)]
-        joined = torch.stack(cropped) if len(cropped) > 1 else cropped[0][None]  # a copy less
-        return {"video": joined.permute(0, 1, 4, 2, 3), **drawn}
 
     def _numbers(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """int64 [R, F], numbers of frames; of a single picture all are 0."""
@@ -209,12 +231,12 @@ class PairDataset(Dataset):
         return [replace(view, crop=crop) for crop in crops]
 
 
-def _cropped(frames: np.ndarray, views: list[View], size: int) -> torch.Tensor:
-    """uint8 [F, size, size, 3], by one call where all frames have the same view."""
+def _shown(frames: np.ndarray, views: list[View], size: int) -> torch.Tensor:
+    """uint8 [F, 3, size, size], by one call where all frames have the same view."""
     if all(view == views[0] for view in views):
-        return apply_view(frames, views[0], size).permute(0, 2, 3, 1)
+        return apply_view(frames, views[0], size)
     shown = [apply_view(frames[f : f + 1], view, size) for f, view in enumerate(views)]
-    return torch.cat([frame.permute(0, 2, 3, 1) for frame in shown])
+    return torch.cat([frame.permute(0, 2, 3, 1) for frame in shown]).permute(0, 3, 1, 2)  # channels last in memory
 
 
 def get_kinetics_dataset(
@@ -273,211 +295,35 @@ def get_kinetics_dataset(
     )  # fmt: skip
 
 
-def collate(
-    samples: list[dict[str, Any]],
-    allocate: Callable[[Sequence[int]], torch.Tensor] = lambda shape: torch.empty(tuple(shape), dtype=torch.uint8),
-) -> dict[str, Any]:
-    """Samples of R each → one batch: `video` [B, F, 3, S, S], `time` [B, F], `box` [B, F, 5], `path` (B), `seed` [B],
-    `bad`.
+def joined(videos: Sequence[torch.Tensor], allocate: Callable[[Sequence[int]], torch.Tensor] = pixels) -> torch.Tensor:
+    """Join uint8 videos [R, F, 3, S, S] into [B, F, 3, S, S], in memory that `allocate` gives.
 
-    Frames that were left whole are padded at the right and the bottom to the largest, and `view` [B, F, 12] comes
-    along.
-    allocate: gives the memory for `video`.
+    In memory the channels lie last, as they come from decoders and from resizing: turning them would cost a tenth of
+    what decoding a pair of JPEGs does.
     """
-    batch = {
-        "video": padded([sample["video"] for sample in samples], allocate),
-        "time": torch.cat([sample["time"] for sample in samples]),
-        "path": [sample["path"] for sample in samples for _ in sample["video"]],
-        "seed": torch.cat([sample["seed"] for sample in samples]),
-        "bad": [entry for sample in samples for entry in sample["bad"]],
+    if len(videos) == 1 and allocate is pixels:
+        return videos[0]
+    _, F, C, S, _ = videos[0].shape
+    whole = allocate((sum(map(len, videos)), F, S, S, C)).permute(0, 1, 4, 2, 3)
+    for place, video in zip(whole.split([len(video) for video in videos]), videos, strict=True):
+        place.copy_(video)
+    return whole
+
+
+def collate(
+    samples: list[dict[str, Any]], allocate: Callable[[Sequence[int]], torch.Tensor] = pixels
+) -> dict[str, Any]:
+    """Samples of R each → one batch, see `PairLoader`. allocate: gives the memory for `video`."""
+    batch: dict[str, Any] = {
+        name: torch.cat([sample[name] for sample in samples]) for name in samples[0].keys() - {"video", "path", "bad"}
     }
-    for name in ("box", "view"):
-        if name in samples[0]:
-            batch[name] = torch.cat([sample[name] for sample in samples])
+    batch["video"] = joined([sample["video"] for sample in samples], allocate)
+    batch["path"] = [sample["path"] for sample in samples for _ in sample["video"]]
+    batch["bad"] = [entry for sample in samples for entry in sample["bad"]]
     return batch
 
 
-class EpochSampler(Sampler):
-    """Yields (epoch, index) for the samples of an epoch, in an order that is a function of (seed, epoch) alone.
-
-    Of `world_size` ranks each takes every world_size-th of that order, from its `rank` on: together they have every
-    sample once, and n samples of each are the first n · world_size of the epoch, however many ranks share them.
-    """
-
-    def __init__(self, length: int, *, seed: int = 0, shuffle: bool = True, rank: int = 0, world_size: int = 1) -> None:
-        if not 0 <= rank < world_size:
-            raise InputError(f"rank {rank} of world_size {world_size}: ranks are numbered from 0 to world_size - 1")
-        self.length = length
-        self.seed = seed
-        self.shuffle = shuffle
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.start = 0
-
-    def __len__(self) -> int:
-        """Samples of this rank in a whole epoch."""
-        return len(range(self.rank, self.length, self.world_size))
-
-    def __iter__(self) -> Iterator[Key]:
-        order = np.arange(self.length)
-        if self.shuffle:
-            # The fourth number keeps the order's stream apart from those of the samples, [seed, epoch, index].
-            order = np.random.default_rng([self.seed, self.epoch, 0, 1]).permutation(self.length)
-        mine = order[self.rank :: self.world_size][self.start :]
-        return iter([(self.epoch, index) for index in mine.tolist()])
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch; start: how many samples of this rank to leave out at its beginning."""
-        self.epoch = epoch
-        self.start = start
-
-
-class PairLoader:
-    """Batches of a PairDataset, epoch by epoch. `bad_files` grows by (path: reason) as files turn out to be bad.
-
-    batch_size: samples in a batch of this rank. See `make_loader`.
-    """
-
-    def __init__(
-        self,
-        dataset: PairDataset,
-        sampler: EpochSampler,
-        batch_size: int,
-        *,
-        drop_last: bool = True,
-        pin_memory: bool = False,
-        pool: Pool | None = None,
-        crop_device: torch.device | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self.sampler = sampler
-        self.batch_size = batch_size
-        self.bad_files: dict[str, str] = {}
-        self._visits = batch_size // dataset.temporal.repeated_sampling  # to videos, in a batch
-        self._drop_last = drop_last
-        self._pin_memory = pin_memory
-        self._pool = pool
-        self._crop_device = crop_device
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch, for every rank the same if the last, ragged one is dropped."""
-        if self._drop_last:
-            return self.sampler.length // self.sampler.world_size // self._visits
-        return -(-len(self.sampler) // self._visits)
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose the epoch that the next iteration goes through; without it, the same one again.
-
-        start_batch: begin with this batch, as if those before had been read; nothing of them is.
-        """
-        if not 0 <= start_batch <= len(self):
-            raise InputError(f"start_batch is {start_batch}; an epoch has {len(self)} batches")
-        self.sampler.set_epoch(epoch, start_batch * self._visits)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._batches():
-            self._report(batch["bad"])
-            yield self._finished(batch)
-        if len(self.bad_files) > len(self.dataset.paths) / 2:
-            raise InputError(
-                f"{len(self.bad_files)} of {len(self.dataset.paths)} videos could not be decoded: "
-                f"{_listed(self.bad_files)}"
-            )
-
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        if self._pool is not None:
-            return self._pool.batches(self._keys(), pin_memory=self._pin_memory)
-        return map(self.dataset.load_batch, self._keys())
-
-    def _keys(self) -> Iterator[list[Key]]:
-        keys = list(self.sampler)
-        if self._drop_last:
-            del keys[len(self) * self._visits - self.sampler.start :]
-        return (keys[begin : begin + self._visits] for begin in range(0, len(keys), self._visits))
-
-    def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
-        batch = {
-            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in batch.items()
-        }
-        if self._pin_memory and not batch["video"].is_pinned():
-            batch["video"] = batch["video"].pin_memory()
-        if self._crop_device is not None:
-            video = batch["video"].to(self._crop_device, non_blocking=True)
-            batch["video"] = apply_views(video, batch.pop("view"), self.dataset.image_size)
-        return batch
-
-    def _report(self, bad: list[tuple[str, str]]) -> None:
-        for path, reason in bad:
-            if path not in self.bad_files:
-                self.bad_files[path] = reason
-                log.warning("%s: %s; other videos stand in for it", path, reason)
-
-
-def make_loader(
-    dataset: PairDataset,
-    batch_size: int,
-    *,
-    workers: int = 0,
-    shuffle: bool = True,
-    drop_last: bool = True,
-    pin_memory: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-    crop_device: torch.device | str | None = None,
-    time_limit: float = 60,
-    max_lost: int = 10,
-) -> PairLoader:
-    """Batches of `batch_size` samples (a multiple of the dataset's R), shuffled anew in every epoch.
-
-    workers: processes that decode; 0 decodes in this one, where a decoder that hangs or crashes takes everything with
-    it. Order and samples are the same for any number of them. drop_last: leave out what does not fill a batch.
-    pin_memory: for copies to a GPU that overlap with its work. rank, world_size: take one of several disjoint shares of
-    each epoch; batch_size is that of a rank. crop_device: crop, resize and augment there, a batch at a time, which
-    spares the workers a third of their work; meant for frames that were made small in preparation, since they travel
-    whole. `video` is then on that device. time_limit: seconds for one file, after which its process is replaced, and
-    the file by another. max_lost: how many files may make their decoder hang or die before the run ends.
-    """
-    repeated = dataset.temporal.repeated_sampling
-    if batch_size < 1 or batch_size % repeated:
-        raise InputError(f"batch_size {batch_size} must be a multiple of repeated_sampling {repeated}")
-    if workers < 0:
-        raise InputError(f"workers is {workers}; it must be 0 (decode in this process) or more")
-    if time_limit <= 0 or max_lost < 0:
-        raise InputError(f"time_limit {time_limit} must be above 0, and max_lost {max_lost} at least 0")
-    sampler = EpochSampler(len(dataset), seed=dataset.seed, shuffle=shuffle, rank=rank, world_size=world_size)
-    if drop_last and len(dataset) // world_size * repeated < batch_size:
-        whose = f" for each of {world_size} ranks" if world_size > 1 else ""
-        raise InputError(
-            f"{len(dataset.paths)} videos give {len(dataset) // world_size * repeated} pairs an epoch{whose}, fewer "
-            f"than one batch of {batch_size}; lower the batch size, raise visits, or set drop_last to False"
-        )
-    if (crop_device is not None) != dataset.crop_later:
-        dataset = copy.copy(dataset)
-        dataset.crop_later = crop_device is not None
-    return PairLoader(
-        dataset,
-        sampler,
-        batch_size,
-        drop_last=drop_last,
-        pin_memory=pin_memory,
-        pool=Pool(dataset, workers, time_limit=time_limit, max_lost=max_lost) if workers else None,
-        crop_device=None if crop_device is None else torch.device(crop_device),
-    )
-
-
-def unnormalize(images: torch.Tensor) -> torch.Tensor:
-    """Undo ImageNet's normalisation: floats [..., 3, H, W] → the same shape, pixels in [0, 1]."""
-    return denormalize(images)
-
-
-def unnormalize_for_plot(images: torch.Tensor) -> np.ndarray:
-    """Normalised floats [..., 3, H, W] → uint8 [..., H, W, 3] for a figure, clipped where a prediction overshoots."""
-    pixels = unnormalize(images.detach().float().cpu()).clamp(0, 1) * 255
-    return pixels.round().to(torch.uint8).movedim(-3, -1).numpy()
-
-
-def _listed(bad: dict[str, str]) -> str:
+def listed(bad: dict[str, str]) -> str:
     """The first few bad files with their reasons, in one line."""
     shown = [f"{path} ({reason})" for path, reason in list(bad.items())[:5]]
     return "; ".join(shown) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")

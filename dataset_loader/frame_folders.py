@@ -5,7 +5,6 @@ order; without it the pictures are taken to be 1/fps apart by their numbers, so 
 """
 
 import os
-import re
 import stat
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,11 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from dataset_loader.decoding import DecodeError
+from dataset_loader.files import IMAGE_SUFFIXES, NUMBERED
 from dataset_loader.images import decode_numbered
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 TIMES_FILE = "times.txt"
-NUMBERED = re.compile(r"(.*?)(\d+)(\.[^.]+)", re.DOTALL)
 
 
 class FrameClip:
@@ -32,6 +30,7 @@ class FrameClip:
     ) -> None:
         self.path = folder
         self.template, self.numbers = find_numbers(folder, template)
+        self.held = int(self.numbers[0]), int(self.numbers[-1])  # the first and the last number in the folder
         times = self._times(fps)
         chosen = (self.numbers >= (self.numbers[0] if first is None else first)) & (
             self.numbers <= (self.numbers[-1] if last is None else last)

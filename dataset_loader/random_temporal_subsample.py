@@ -25,6 +25,7 @@ class TemporalSampler(Protocol):
 
     repeated_sampling: int  # R
     frames: int  # F
+    futures: int  # pairs in a sample: K, or 1 of a clip
 
     def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """int64 [R, F]: numbers into `times` (seconds, ascending)."""
@@ -123,6 +124,16 @@ class RandomTemporalSubsample:
         return self._all_gaps[self._all_gaps <= times[-1] - times[0] + TOLERANCE]
 
 
+def random_temporal_subsample(
+    video: Tensor, min_gap: float, max_gap: float, temporal_dim: int = -3, repeated_sampling: int = 1
+) -> Tensor:
+    """Reduce the temporal dimension of a 30 fps video to a random pair; R > 1 pairs get a leading dimension.
+
+    `RandomTemporalSubsample` in one call, for frames that are 1/30 s apart.
+    """
+    return RandomTemporalSubsample(min_gap, max_gap, temporal_dim, repeated_sampling)(video)
+
+
 class RandomClip:
     """Draws clips of `frames` frames at a stride, given in frames at `fps` or, by `unit`, in seconds.
 
@@ -143,6 +154,7 @@ class RandomClip:
         if not 0 < stride < float("inf"):
             raise InputError(f"stride is {stride}; it must be above 0")
         self.frames = frames
+        self.futures = 1
         self.stride = stride / _unit(unit, fps)
         self.repeated_sampling = repeated_sampling
 

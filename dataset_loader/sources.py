@@ -8,24 +8,20 @@ Legend: V videos of a source, N frames of a clip, n chosen frames.
 
 import os
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 
 from common.errors import InputError
 from dataset_loader.decoding import Video
-from dataset_loader.files import SUFFIXES, files_and_folders
-from dataset_loader.frame_folders import IMAGE_SUFFIXES, NUMBERED, FrameClip
-from dataset_loader.packed import SUFFIX as PACKED_SUFFIX
+from dataset_loader.files import PACKED_SUFFIX, SUFFIXES, Names, files_and_folders, search
+from dataset_loader.frame_folders import FrameClip
+from dataset_loader.ledger import Ledger
 from dataset_loader.packed import Shard
 from dataset_loader.pictures import PICTURES, Picture, find_pictures
 
 LEDGERS = ("ledger.csv", "ledger.txt")
-# A folder whose first entries are all numbered pictures holds nothing else: reading all of them, in 240,000 folders,
-# would take minutes.
-ENTRIES_LOOKED_AT = 16
 
 
 class Clip(Protocol):
@@ -61,38 +57,6 @@ class Source(Protocol):
     def __str__(self) -> str:
         """What it is, in a few words, for people."""
         ...
-
-
-class Names(Sequence[str]):
-    """A list of strings in two blocks of memory: a quarter of a million paths take 20 MB and no time to copy."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._text = b"".join(encoded)
-        self._ends = np.cumsum([0] + [len(name) for name in encoded])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    @overload
-    def __getitem__(self, number: int) -> str: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[str]: ...
-
-    def __getitem__(self, number: int | slice) -> str | list[str]:
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
-        number = range(len(self))[number]
-        return os.fsdecode(self._text[self._ends[number] : self._ends[number + 1]])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"Names({self[:3]}{' …' if len(self) > 3 else ''}, {len(self)})"
 
 
 class _VideoClip(Video):
@@ -203,8 +167,6 @@ def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) ->
         raise InputError(f"fps is {fps}; it must be above 0 and at most 1000")
     if not isinstance(where, str | Path):
         return _open_list(where, fps)
-    from dataset_loader.video_frame_dataset import Ledger
-
     if os.path.isfile(where):
         if str(where).endswith(PACKED_SUFFIX):
             return PackedShards([str(where)])
@@ -214,9 +176,9 @@ def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) ->
             return Ledger(Path(where).parent, where, fps=fps)
     if not os.path.isdir(where):
         raise InputError(f"{where} is not a folder; give a folder of videos, a ledger, or a list of files")
-    shards, videos, folders, masks = _search(str(where))
+    shards, videos, folders, masks = search(str(where))
     if shards:
-        return PackedShards(sorted(shards))
+        return PackedShards(shards)
     for name in LEDGERS:
         if os.path.exists(os.path.join(where, name)):
             return Ledger(where, os.path.join(where, name), fps=fps)
@@ -227,7 +189,7 @@ def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) ->
             f"{where} holds no video: looked below it for {' '.join(sorted(SUFFIXES))}, packed shards "
             f"({PACKED_SUFFIX}), a ledger ({', '.join(LEDGERS)}), folders of numbered pictures, and single pictures"
         )
-    return VideoFiles(sorted(videos)) if videos else FrameFolders(sorted(folders), fps, sorted(masks))
+    return VideoFiles(videos) if videos else FrameFolders(folders, fps, masks)
 
 
 def _open_list(where: Iterable[str | Path], fps: float) -> Source:
@@ -261,47 +223,3 @@ def _listed(path: str | Path) -> list[str] | None:
     if not lines or os.path.splitext(lines[0])[1].lower() not in {*SUFFIXES, PACKED_SUFFIX}:
         return None
     return [os.path.join(os.path.dirname(path), line) for line in lines]
-
-
-def _search(top: str) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Packed shards, video files, and folders with numbered pictures in them, at any depth; and those left out,
-    `Annotations` beside `JPEGImages`: what DAVIS and YouTube-VOS call their masks and their frames."""
-    shards: list[str] = []
-    videos: list[str] = []
-    folders: list[str] = []
-    masks: list[str] = []
-    entered = {os.path.realpath(top)}
-    waiting = [top]
-    while waiting:
-        folder = waiting.pop()
-        with os.scandir(folder) as entries:
-            looked_at = list(islice(entries, ENTRIES_LOOKED_AT))
-            if any(map(_is_picture, looked_at)):
-                folders.append(folder)
-            if len(looked_at) == ENTRIES_LOOKED_AT and all(map(_is_picture, looked_at)):
-                continue
-            looked_at += entries
-            has_frames = any(entry.name == "JPEGImages" for entry in looked_at)
-            for entry in looked_at:
-                suffix = os.path.splitext(entry.name)[1].lower()
-                if entry.name[0] == ".":
-                    continue
-                if has_frames and entry.name.startswith("Annotations"):
-                    masks.append(entry.path)
-                    continue
-                if suffix in SUFFIXES and not entry.is_dir():
-                    videos.append(entry.path)
-                elif suffix == PACKED_SUFFIX:
-                    shards.append(entry.path)
-                elif suffix not in IMAGE_SUFFIXES and entry.is_dir():
-                    # A link back to a folder above would never end.
-                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                    if real not in entered:
-                        entered.add(real)
-                        waiting.append(entry.path)
-    return shards, videos, folders, masks
-
-
-def _is_picture(entry: os.DirEntry[str]) -> bool:
-    parts = NUMBERED.fullmatch(entry.name)
-    return parts is not None and parts[3].lower() in IMAGE_SUFFIXES and entry.name[0] != "."

@@ -1,13 +1,12 @@
 """Cropping, resizing, flipping and more: one draw for all frames of a sample. Pixels stay uint8; the model normalises.
 
-What is drawn is a `View`. `apply_view` applies it to the frames of one sample on the CPU; `apply_views` to a batch of
-frames of different sizes on any device, with the same result up to rounding.
+What is drawn is a `View`; `apply_view` applies it to the frames of one sample.
 
-Legend: B samples in a batch, F frames of a sample, H W pixels of a frame, S side of what leaves here.
+Legend: F frames of a sample, H W pixels of a frame.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from common.errors import InputError
+from mae.patches import IMAGENET_MEAN, IMAGENET_STD, denormalize
 
 TRIES = 10  # of finding a rectangle that lies within the image, before the central one is taken
 
@@ -64,23 +64,6 @@ def centre_crop(height: int, width: int) -> Crop:
     return Crop((height - side) // 2, (width - side) // 2, side, side)
 
 
-def apply_crop(frames: np.ndarray, crop: Crop, size: int) -> Tensor:
-    """Cut the same rectangle from uint8 frames [F, H, W, 3] and scale it bicubically: uint8 [F, 3, size, size]."""
-    # A view with the channels last in memory: torch resizes that, as uint8, several times faster than planes.
-    images = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    images = F.resized_crop(
-        images,
-        crop.top,
-        crop.left,
-        crop.height,
-        crop.width,
-        [size, size],
-        interpolation=InterpolationMode.BICUBIC,
-        antialias=True,
-    )
-    return F.horizontal_flip(images) if crop.flip else images
-
-
 @dataclass(frozen=True)
 class Augmentation:
     """What is drawn for a sample, and from which range.
@@ -120,18 +103,6 @@ class View:
     saturation: float = 1.0
     hue: float = 0.0
 
-    def as_tensor(self, height: int, width: int) -> Tensor:
-        """float64 [12] for a batch: the frame's size, then the fields of the crop and of the view."""
-        crop, colours = self.crop, (self.brightness, self.contrast, self.saturation, self.hue)
-        box = (crop.top, crop.left, crop.height, crop.width, crop.flip)
-        return torch.tensor([height, width, *box, self.degrees, *colours], dtype=torch.float64)
-
-    @staticmethod
-    def from_tensor(numbers: Tensor) -> tuple["View", int, int]:
-        """Back from `as_tensor`: the view, and the frame's height and width."""
-        height, width, top, left, h, w, flip, *rest = numbers.tolist()
-        return View(Crop(int(top), int(left), int(h), int(w), bool(flip)), *rest), int(height), int(width)
-
 
 def draw_view(height: int, width: int, generator: np.random.Generator, augmentation: Augmentation) -> View:
     """Draw a crop, and whatever else the augmentation asks for."""
@@ -161,65 +132,25 @@ def centre_view(height: int, width: int) -> View:
 
 
 def apply_view(frames: np.ndarray, view: View, size: int) -> Tensor:
-    """Show uint8 frames [F, H, W, 3] as the view says: uint8 [F, 3, size, size]."""
+    """Show uint8 frames [F, H, W, 3] as the view says, scaled bicubically: uint8 [F, 3, size, size].
+
+    The channels stay last in memory: torch resizes that, as uint8, several times faster than planes.
+    """
+    images, crop = torch.from_numpy(frames).permute(0, 3, 1, 2), view.crop
     if view.degrees:
-        frames = _turned(torch.from_numpy(frames).permute(0, 3, 1, 2), view).permute(0, 2, 3, 1).contiguous().numpy()
-    return _recoloured(apply_crop(frames, view.crop, size), view)
-
-
-def apply_views(video: Tensor, views: Tensor, size: int) -> Tensor:
-    """Show a padded batch uint8 [B, F, 3, H, W] as its views say, [B, 12] or for each frame [B, F, 12]:
-    uint8 [B, F, 3, size, size], on its device.
-
-    Crop, resize and flip are two products of matrices for the whole batch, with the weights of the antialiased bicubic
-    filter. As on the CPU the frames are rounded to uint8 between the two: overshoots are cut off there.
-    """
-    if views.ndim == 3:
-        return apply_views(video.flatten(0, 1)[:, None], views.flatten(0, 1), size).reshape(
-            *video.shape[:3], size, size
-        )
-    known = [View.from_tensor(numbers) for numbers in views]
-    if any(view.degrees for view, _, _ in known):
-        video = video.clone()
-        for frames, (view, height, width) in zip(video, known, strict=True):
-            if view.degrees:
-                frames[..., :height, :width] = _turned(frames[..., :height, :width], view)
-    crops = [view.crop for view, _, _ in known]
-    rows = _filter([c.top for c in crops], [c.height for c in crops], video.shape[-2], size)  # [B, S, H]
-    columns = _filter([c.left for c in crops], [c.width for c in crops], video.shape[-1], size)  # [B, S, W]
-    mirrored = torch.tensor([c.flip for c in crops])
-    columns[mirrored] = columns[mirrored].flip(1)
-    rows, columns = (weights.to(video.device)[:, None, None] for weights in (rows, columns))
-    shown = _rounded(_rounded(video.float() @ columns.mT, torch.float32).mT @ rows.mT, torch.uint8).mT.contiguous()
-    for frames, (view, _, _) in zip(shown, known, strict=True):
-        frames.copy_(_recoloured(frames, view))
-    return shown
-
-
-def padded(videos: Sequence[Tensor], allocate: Callable[[Sequence[int]], Tensor]) -> Tensor:
-    """Join videos uint8 [R, F, 3, h, w] into one [B, F, 3, H, W], black to the right of and below the smaller ones.
-
-    In memory, which `allocate` gives, the channels lie last, as they come from decoders and from resizing: turning them
-    would cost a tenth of what decoding a pair of JPEGs does.
-    """
-    height, width = (max(video.shape[side] for video in videos) for side in (-2, -1))
-    B, F = sum(len(video) for video in videos), videos[0].shape[1]
-    joined = allocate((B, F, height, width, 3)).permute(0, 1, 4, 2, 3)
-    begin = 0
-    for video in videos:
-        place = joined[begin : begin + len(video)]
-        if video.shape[-2:] != place.shape[-2:]:
-            place.zero_()
-        place[..., : video.shape[-2], : video.shape[-1]] = video
-        begin += len(video)
-    return joined
-
-
-def _turned(images: Tensor, view: View) -> Tensor:
-    return F.rotate(images, view.degrees, interpolation=InterpolationMode.BILINEAR)
-
-
-def _recoloured(images: Tensor, view: View) -> Tensor:
+        images = F.rotate(images, view.degrees, interpolation=InterpolationMode.BILINEAR)
+        images = images.contiguous(memory_format=torch.channels_last)
+    images = F.resized_crop(
+        images,
+        crop.top,
+        crop.left,
+        crop.height,
+        crop.width,
+        [size, size],
+        interpolation=InterpolationMode.BICUBIC,
+        antialias=True,
+    )
+    images = F.horizontal_flip(images) if crop.flip else images
     if view.brightness != 1:
         images = F.adjust_brightness(images, view.brightness)
     if view.contrast != 1:
@@ -229,20 +160,18 @@ def _recoloured(images: Tensor, view: View) -> Tensor:
     return F.adjust_hue(images, view.hue) if view.hue else images
 
 
-def _rounded(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    return pixels.round_().clamp_(0, 255).to(dtype)
+def unnormalize(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """Undo a model's normalisation: floats [..., 3, H, W] → the same shape, pixels in [0, 1].
 
-
-def _filter(begin: Sequence[int], lengths: Sequence[int], side: int, size: int) -> Tensor:
-    """Weights float32 [B, size, side] that scale the pixels begin … begin + length - 1 of a row of `side` to `size`.
-
-    Keys' cubic with a = -1/2, stretched where it shrinks, as in Pillow and in torch's antialiased resize.
+    mean, std: the model's own statistics; the defaults are ImageNet's, those of MAE and SiamMAE. MAE-ST has others:
+    `mae.patches.MAE_ST_MEAN` and `MAE_ST_STD`.
     """
-    length = torch.tensor(lengths, dtype=torch.float64)[:, None, None]
-    scale = length / size
-    centre = (torch.arange(size)[:, None] + 0.5) * scale  # [B, size, 1], within the crop
-    pixel = torch.arange(side) - torch.tensor(begin)[:, None, None] + 0.5  # [B, 1, side]
-    x = ((pixel - centre) / scale.clamp(min=1)).abs()
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0)) * ((pixel > 0) & (pixel < length))
-    return (weights / weights.sum(-1, keepdim=True)).float()
+    return denormalize(images, mean, std)
+
+
+def unnormalize_for_plot(
+    images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> np.ndarray:
+    """Normalised floats [..., 3, H, W] → uint8 [..., H, W, 3] for a figure, clipped where a prediction overshoots."""
+    pixels = unnormalize(images.detach().float().cpu(), mean, std).clamp(0, 1) * 255
+    return pixels.round().to(torch.uint8).movedim(-3, -1).numpy()

@@ -1,11 +1,6 @@
-"""Ledgers: lists of frame folders as the public MAE3D work has them, and its `VideoFrameDataset` of even segments.
+"""`VideoFrameDataset`: even segments of the clips in a ledger, as the public MAE3D work draws them."""
 
-A line is `name first last class`, separated by blanks or commas; the first line may be a header. `name` is a folder
-below the root, `first` and `last` are the numbers of its frames, both included. FACTS: the other public attempt.
-"""
-
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,83 +11,8 @@ from torch.utils.data import Dataset
 
 from common.errors import InputError
 from dataset_loader.dataset import PairDataset
-from dataset_loader.decoding import DecodeError
-from dataset_loader.frame_folders import FrameClip, find_numbers, read_regular
-from dataset_loader.images import decode_image
-from dataset_loader.sources import Clip, Names
+from dataset_loader.ledger import Ledger
 from dataset_loader.transforms import Augmentation
-
-
-class Ledger:
-    """The clips of a ledger, a `Source`. See the top of this file for its format.
-
-    root: the folder that holds the frame folders. template: the names of the frames, such as "img_{:05d}.jpg"; None
-    finds it out for each folder. fps: the rate of frames without times. complete: every frame from the first to the
-    last must be there, for which all folders are listed; else a missing one leaves a gap in time. Raises InputError
-    with the number of the line for one that cannot be read or does not fit its folder.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        path: str | Path,
-        *,
-        template: str | None = None,
-        fps: float = 30,
-        complete: bool = False,
-    ) -> None:
-        if template is not None:
-            _check_template(template)
-        self.path = str(path)
-        self.fps = fps
-        self.labels: list[int | list[int]] = []
-        folders, first, last, templates = [], [], [], []
-        seen: dict[str, int] = {}
-        for number, fields in _lines(path):
-            where = f"{path}, line {number}"
-            try:
-                name, (start, end, *classes) = fields[0], (int(field) for field in fields[1:])
-            except ValueError:
-                raise InputError(
-                    f"{where}: {' '.join(fields)!r} is not 'name first last class', separated by blanks or by commas"
-                ) from None
-            folder = os.path.join(root, name)
-            if start > end:
-                raise InputError(f"{where}: the first frame of {name} is {start}, the last {end}")
-            found = _template(folder, start, end, [template] if template else list(seen), template, where)
-            if complete:
-                there = set(os.listdir(folder))
-                missing = [number for number in range(start, end + 1) if found.format(number) not in there]
-                if missing:
-                    raise InputError(
-                        f"{where}: {folder} lacks {found.format(missing[0])} ({len(missing)} of its frames {start} to "
-                        f"{end}), and segments are of consecutive frames; complete it, or leave the line out"
-                    )
-            templates.append(seen.setdefault(found, len(seen)))
-            folders.append(folder)
-            first.append(start)
-            last.append(end)
-            self.labels.append(classes[0] if len(classes) == 1 else classes)
-        if not folders:
-            raise InputError(f"{path} names no video")
-        self.names = Names(folders)
-        self.first, self.last = np.array(first), np.array(last)
-        self.templates = list(seen)
-        self._template = np.array(templates)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def template(self, number: int) -> str:
-        """How the frames of a clip are named, as "img_{:05d}.jpg"."""
-        return self.templates[self._template[number]]
-
-    def open(self, number: int) -> Clip:
-        first, last = int(self.first[number]), int(self.last[number])
-        return FrameClip(self.names[number], self.fps, self.template(number), first, last)
-
-    def __str__(self) -> str:
-        return f"{len(self)} clips of the ledger {self.path}, at fps={self.fps:g} where no times.txt is beside them"
 
 
 class Segments:
@@ -113,6 +33,7 @@ class Segments:
         self.num_segments = num_segments
         self.frames_per_segment = frames_per_segment
         self.frames = num_segments * frames_per_segment
+        self.futures = 1
         self.test_mode = test_mode
         self.repeated_sampling = repeated_sampling
 
@@ -209,64 +130,8 @@ class VideoFrameDataset(Dataset):
         if not self.test_mode:
             drawn = [self.seed, *key] if isinstance(key, tuple) else int(torch.randint(2**63 - 1, ()))
             generator = np.random.default_rng(drawn)
-        first = int(self.ledger.first[index])
-        starts = self.starts(int(self.ledger.last[index]) - first + 1, generator)
-        numbers = first + (starts[:, None] + np.arange(self.frames_per_segment)).ravel()
-        folder, template = self.ledger.names[index], self.ledger.template(index)
-        images = [self._image(folder, template.format(number)) for number in numbers]
+        starts = self.starts(int(self.ledger.last[index] - self.ledger.first[index]) + 1, generator)
+        numbers = (starts[:, None] + np.arange(self.frames_per_segment)).ravel()
+        with self.ledger.open(index) as clip:
+            images = [Image.fromarray(frame) for frame in clip.frames(numbers)[0]]
         return (self.transform(images) if self.transform else images), self.ledger.labels[index]
-
-    @staticmethod
-    def _image(folder: str, name: str) -> Image.Image:
-        try:
-            return Image.fromarray(decode_image(read_regular(os.path.join(folder, name), folder)))
-        except ValueError as error:
-            if isinstance(error, DecodeError):
-                raise
-            raise DecodeError(folder, f"{name} cannot be decoded ({error})") from error
-
-
-def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
-    """(number from 1 on, fields) of the lines of a ledger that name a clip."""
-    try:
-        lines = Path(path).read_text("utf-8-sig", "surrogateescape").splitlines()
-    except OSError as error:
-        raise InputError(f"the ledger {path} cannot be read ({error.strerror})") from error
-    headed = True
-    for number, line in enumerate(lines, 1):
-        fields = [field.strip().strip('"') for field in line.split(",")] if "," in line else line.split()
-        if not any(fields):
-            continue
-        header = headed and len(fields) > 1 and not any(field.lstrip("-").isdigit() for field in fields[1:])
-        headed = False
-        if not header:
-            yield number, fields
-
-
-def _check_template(template: str) -> None:
-    try:
-        fits = template.format(1) != template.format(2)
-    except (ValueError, LookupError, AttributeError, TypeError):
-        fits = False
-    if not fits:
-        raise InputError(
-            f"the imagefile_template is {template!r}; it must have a place for a frame's number, as 'img_{{:05d}}.jpg'"
-        )
-
-
-def _template(folder: str, first: int, last: int, likely: list[str], given: str | None, where: str) -> str:
-    """Which template names the first and the last frame of a clip: one of the likely ones, or what the folder holds."""
-    for template in likely:
-        if all(os.path.exists(os.path.join(folder, template.format(number))) for number in (first, last)):
-            return template
-    try:
-        template, numbers = find_numbers(folder, given)
-    except DecodeError as error:
-        raise InputError(f"{where}: {error}") from None
-    for number in (first, last):
-        if number not in numbers:
-            raise InputError(
-                f"{where}: frame {number} of {folder} is not there, which holds {template.format(int(numbers[0]))} "
-                f"to {template.format(int(numbers[-1]))}"
-            )
-    return template

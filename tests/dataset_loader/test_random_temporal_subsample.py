@@ -6,7 +6,7 @@ import torch
 
 from common.errors import InputError
 from dataset_loader import RandomTemporalSubsample, get_kinetics_dataset, make_loader
-from dataset_loader.random_temporal_subsample import RandomClip
+from dataset_loader.random_temporal_subsample import RandomClip, random_temporal_subsample
 
 VARIABLE = np.cumsum(np.random.default_rng(3).uniform(0.005, 0.12, 80))
 CLIPS = {
@@ -154,13 +154,22 @@ def test_as_a_transform():
 
 
 def test_as_a_transform_torch_seed_decides():
+    """Of the class, and of the function beside it."""
     video = torch.arange(60).view(60, 1, 1).expand(60, 2, 2)
     drawn = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         drawn.append(torch.stack([RandomTemporalSubsample()(video) for _ in range(5)]))
+        torch.manual_seed(seed)
+        assert torch.equal(random_temporal_subsample(video, 4, 48), drawn[-1][0])
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+    assert random_temporal_subsample(video.movedim(0, 1), 1, 9, temporal_dim=1, repeated_sampling=3).shape == (
+        3,
+        2,
+        2,
+        2,
+    )
 
 
 def test_bad_values_are_named():
@@ -282,8 +291,8 @@ def test_samples_of_a_dataset(videos):
     assert (sample["time"][:, :1] < sample["time"][:, 1:]).all()
     clips = get_kinetics_dataset(videos, image_size=16, clip_frames=5, stride=0.1, unit="seconds")
     sample = clips[0, 4]  # 50 fps
-    np.testing.assert_allclose(np.diff(sample["time"][0]), 0.1, atol=1e-3)
+    np.testing.assert_allclose(np.diff(sample["time"]), 0.1, atol=1e-3)
     (batch,) = make_loader(clips, 6)
     assert batch["video"].shape == (6, 5, 3, 16, 16)
     short = get_kinetics_dataset(videos, image_size=16, clip_frames=12, stride=0.01, unit="seconds")
-    assert short[0, 0]["video"].shape == (1, 12, 3, 16, 16)  # at 6 fps frames repeat, which is no damage
+    assert short[0, 0]["video"].shape == (12, 3, 16, 16)  # at 6 fps frames repeat, which is no damage

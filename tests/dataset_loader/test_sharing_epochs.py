@@ -1,12 +1,13 @@
 """An epoch is shared among ranks, and resumed in its middle, without a sample lost or seen twice."""
 
+import av
 import numpy as np
 import pytest
 import torch
 
 from common.errors import InputError
-from dataset_loader import Video, get_kinetics_dataset, make_loader
-from dataset_loader.dataset import EpochSampler
+from dataset_loader import get_kinetics_dataset, make_loader
+from dataset_loader.loader import EpochSampler
 
 
 def keys(length: int, epoch: int = 0, start: int = 0, **settings) -> list[tuple[int, int]]:
@@ -57,7 +58,7 @@ def test_an_epoch_goes_on_in_its_middle(videos, workers):
     assert len(whole) == 9
     loader = make_loader(dataset, 4, workers=workers)
     for start in (1, 8, 9):
-        loader.set_epoch(5, start_batch=start)
+        loader.set_epoch(5, start=start)
         assert len(loader) == 9
         rest = list(loader)
         assert len(rest) == 9 - start
@@ -66,8 +67,8 @@ def test_an_epoch_goes_on_in_its_middle(videos, workers):
             assert torch.equal(one["seed"], other["seed"])
         loader.set_epoch(5)
         assert next(iter(loader))["path"] == whole[0]["path"]
-    with pytest.raises(InputError, match="start_batch is 10; an epoch has 9 batches"):
-        loader.set_epoch(5, start_batch=10)
+    with pytest.raises(InputError, match="start is 10; an epoch has 9 batches"):
+        loader.set_epoch(5, start=10)
 
 
 def test_the_ragged_end_after_a_start(videos):
@@ -82,11 +83,10 @@ def test_the_ragged_end_after_a_start(videos):
 def test_nothing_of_what_came_before_is_read(videos, monkeypatch):
     dataset = get_kinetics_dataset(videos, image_size=16)
     opened = []
-    open_ = Video._open
-    monkeypatch.setattr(Video, "_open", lambda self: (opened.append(self.path), open_(self))[1])
+    monkeypatch.setattr(av, "open", lambda name, *a, open_=av.open, **k: (opened.append(name), open_(name, *a, **k))[1])
     loader = make_loader(dataset, 1)
-    loader.set_epoch(0, start_batch=4)
-    assert [path for batch in loader for path in batch["path"]] == opened
+    loader.set_epoch(0, start=4)
+    assert [path for batch in loader for path in batch["path"]] == [name.removeprefix("file:") for name in opened]
     assert len(opened) == 2
 
 

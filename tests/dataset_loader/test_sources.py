@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 
 from common.errors import InputError
-from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
+from dataset_loader import check_disjoint, get_kinetics_dataset, ledger, make_loader
 from dataset_loader.decoding import DecodeError
+from dataset_loader.files import Names
 from dataset_loader.frame_folders import FrameClip, find_numbers
 from dataset_loader.images import decode_image, encode_jpeg
+from dataset_loader.ledger import Ledger
 from dataset_loader.packed import write_shard
 from dataset_loader.preparing.encoding import write_video
-from dataset_loader.sources import FrameFolders, Names, PackedShards, VideoFiles, open_source
-from dataset_loader.video_frame_dataset import Ledger
+from dataset_loader.sources import FrameFolders, PackedShards, VideoFiles, open_source
 
 
 def write_folder(folder: Path, frames, template: str = "img_{:05d}.jpg", first: int = 1, times=None) -> Path:
@@ -111,6 +112,24 @@ def test_it_stands_back_for_others_in_an_epoch(tmp_path, moving_frames):
 
 
 # What a folder holds
+
+
+def test_many_folders_are_listed_at_once(tmp_path, monkeypatch):
+    """Of a ledger's folders only the first are looked at, before one is opened; what does not fit is said then."""
+    for name in ("a", "b", "c"):
+        write_folder(tmp_path / name, [np.zeros((8, 8, 3), np.uint8)] * 5)
+    (tmp_path / "ledger.csv").write_text("a 1 5 0\nb 1 5 0\nc 1 5 0\nd 1 5 0\nc 3 6 0\n")
+    monkeypatch.setattr(ledger, "LOOKED_AT", 2)
+    listed, listdir = [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: (listed.append(path), listdir(path))[1])
+    found = Ledger(tmp_path, tmp_path / "ledger.csv", complete=True)
+    assert listed == [str(tmp_path / "a"), str(tmp_path / "b")] and len(found) == 5
+    with found.open(2) as clip:
+        assert len(clip.times) == 5
+    with pytest.raises(DecodeError, match="d: cannot be listed"):
+        found.open(3)
+    with pytest.raises(DecodeError, match=r"ledger.csv, line 5: frame 6 of .*c is not there, which holds img_00001"):
+        found.open(4)
 
 
 def test_every_form_gives_the_same_samples(tmp_path, moving_frames):

@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader
 
 from common.errors import InputError
 from dataset_loader import get_kinetics_dataset, make_loader
-from dataset_loader.dataset import EpochSampler, PairDataset
-from dataset_loader.video_frame_dataset import Ledger, Segments, VideoFrameDataset
+from dataset_loader.dataset import PairDataset
+from dataset_loader.ledger import Ledger
+from dataset_loader.loader import EpochSampler
+from dataset_loader.video_frame_dataset import Segments, VideoFrameDataset
 
 LENGTHS = {"video_1": 31, "video_2": 12, "class b/video_3": 20}
 
@@ -63,8 +65,8 @@ def test_all_spellings(tmp_path, spelling, template):
     assert found.first.tolist() == [1, 1]
     assert found.last.tolist() == [31, 12]
     assert found.labels == [4, 5]
-    assert found.template(0) == found.template(1) == template
     with found.open(1) as clip:
+        assert clip.template == template
         np.testing.assert_allclose(clip.times, np.arange(12) / 30)
         frames, _ = clip.frames([0, 11])
     assert [identify(Image.fromarray(frame)) for frame in frames] == [(2, 1), (2, 12)]
@@ -83,12 +85,12 @@ def test_templates_may_differ_from_folder_to_folder(root):
     for path in (root / "video_2").iterdir():
         path.rename(path.with_name(path.name.replace("img_00", "")))
     found = ledger(root, SPELLINGS["blanks"])
-    assert [found.template(n) for n in (0, 1)] == ["img_{:05d}.jpg", "{:03d}.jpg"]
+    assert [found.open(n).template for n in (0, 1)] == ["img_{:05d}.jpg", "{:03d}.jpg"]
     for text in ("flow_x_00001.jpg", "flow_x_00031.jpg"):
         picture(1, 1).save(root / "video_1" / text)
     with pytest.raises(InputError, match="several kinds"):
         ledger(root, SPELLINGS["blanks"])
-    assert ledger(root, "video_1 1 31 4", template="img_{:05d}.jpg").template(0) == "img_{:05d}.jpg"
+    assert ledger(root, "video_1 1 31 4", template="img_{:05d}.jpg").open(0).template == "img_{:05d}.jpg"
 
 
 @pytest.mark.parametrize(

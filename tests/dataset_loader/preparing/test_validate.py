@@ -26,9 +26,8 @@ from dataset_loader import check_disjoint, decode_all, open_source
 from dataset_loader.preparing.encoding import copy_cut, write_video
 from dataset_loader.preparing.manifest import COLUMNS, Row, Rules, default_path, read_manifest, write_manifest
 from dataset_loader.preparing.splitting import check_no_overlap, duplicates, split, split_data, video_id
-from dataset_loader.processes import Failure, supervise
 from dataset_loader.preparing.validate import content_hash, measure, validate
-from dataset_loader.processes import forking_context
+from dataset_loader.processes import Failure, forking_context, supervise
 
 ANY = Rules(min_seconds=0.5, min_fps=None, max_fps=None)
 

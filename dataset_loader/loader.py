@@ -1,0 +1,192 @@
+"""Batches of a data set, epoch by epoch, the same for any number of workers and of ranks, and after a resume.
+
+Legend: R samples drawn from one video, B samples in a batch, F frames of a sample, S side of a frame in pixels.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from common.errors import InputError
+from dataset_loader.dataset import PairDataset, listed
+from dataset_loader.workers import Key, Pool
+
+log = logging.getLogger(__name__)
+
+
+class EpochSampler(Sampler):
+    """Yields (epoch, index) for the samples of an epoch, in an order that is a function of (seed, epoch) alone.
+
+    Of `world_size` ranks each takes every world_size-th of that order, from its `rank` on: together they have every
+    sample once, and n samples of each are the first n · world_size of the epoch, however many ranks share them.
+    """
+
+    def __init__(self, length: int, *, seed: int = 0, shuffle: bool = True, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank {rank} of world_size {world_size}: ranks are numbered from 0 to world_size - 1")
+        self.length = length
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        """Samples of this rank in a whole epoch."""
+        return len(range(self.rank, self.length, self.world_size))
+
+    def __iter__(self) -> Iterator[Key]:
+        order = np.arange(self.length)
+        if self.shuffle:
+            # The fourth number keeps the order's stream apart from those of the samples, [seed, epoch, index].
+            order = np.random.default_rng([self.seed, self.epoch, 0, 1]).permutation(self.length)
+        mine = order[self.rank :: self.world_size][self.start :]
+        return iter([(self.epoch, index) for index in mine.tolist()])
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch; start: how many samples of this rank to leave out at its beginning."""
+        self.epoch = epoch
+        self.start = start
+
+
+class PairLoader:
+    """Batches of a PairDataset, epoch by epoch; see `make_loader`.
+
+    A batch is a dict: `video` uint8 [B, F, 3, S, S], `time` [B, F], `box` [B, F, 5], `seed` [B], and lists: `path` (B),
+    `bad` of (path, reason). batch_size: samples in a batch of this rank. `bad_files` grows by (path: reason) as files
+    turn out to be bad.
+    """
+
+    def __init__(
+        self,
+        dataset: PairDataset,
+        sampler: EpochSampler,
+        batch_size: int,
+        *,
+        drop_last: bool = True,
+        pin_memory: bool = False,
+        pool: Pool | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.bad_files: dict[str, str] = {}
+        self._visits = batch_size // dataset.temporal.repeated_sampling  # to videos, in a batch
+        self._drop_last = drop_last
+        self._pin_memory = pin_memory
+        self._pool = pool
+
+    @property
+    def pairs(self) -> int:
+        """Pairs, or clips, in a full batch of this rank: each future of a past counts."""
+        return self.batch_size * self.dataset.temporal.futures
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks share an epoch."""
+        return self.sampler.world_size
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain values by which a resume knows the data again."""
+        return self.dataset.fingerprint
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, for every rank the same if the last, ragged one is dropped."""
+        if self._drop_last:
+            return self.sampler.length // self.sampler.world_size // self._visits
+        return -(-len(self.sampler) // self._visits)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch that the next iteration goes through; without it, the same one again.
+
+        start: begin with this batch, as if those before had been read; nothing of them is.
+        """
+        if not 0 <= start <= len(self):
+            raise InputError(f"start is {start}; an epoch has {len(self)} batches")
+        self.sampler.set_epoch(epoch, start * self._visits)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._batches():
+            self._report(batch["bad"])
+            yield self._finished(batch)
+        if len(self.bad_files) > len(self.dataset.paths) / 2:
+            raise InputError(
+                f"{len(self.bad_files)} of {len(self.dataset.paths)} videos could not be decoded: "
+                f"{listed(self.bad_files)}"
+            )
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        if self._pool is not None:
+            return self._pool.batches(self._keys(), pin_memory=self._pin_memory)
+        return map(self.dataset.load_batch, self._keys())
+
+    def _keys(self) -> Iterator[list[Key]]:
+        keys = list(self.sampler)
+        if self._drop_last:
+            del keys[len(self) * self._visits - self.sampler.start :]
+        return (keys[begin : begin + self._visits] for begin in range(0, len(keys), self._visits))
+
+    def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
+        batch = {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in batch.items()
+        }
+        if self._pin_memory and not batch["video"].is_pinned():
+            batch["video"] = batch["video"].pin_memory()
+        return batch
+
+    def _report(self, bad: list[tuple[str, str]]) -> None:
+        for path, reason in bad:
+            if path not in self.bad_files:
+                self.bad_files[path] = reason
+                log.warning("%s: %s; other videos stand in for it", path, reason)
+
+
+def make_loader(
+    dataset: PairDataset,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    shuffle: bool = True,
+    drop_last: bool = True,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    time_limit: float = 60,
+    max_lost: int = 10,
+) -> PairLoader:
+    """Batches of `batch_size` samples (a multiple of the dataset's R), shuffled anew in every epoch.
+
+    workers: processes that decode; 0 decodes in this one, where a decoder that hangs or crashes takes everything with
+    it. Order and samples are the same for any number of them. drop_last: leave out what does not fill a batch.
+    pin_memory: for copies to a GPU that overlap with its work. rank, world_size: take one of several disjoint shares of
+    each epoch; batch_size is that of a rank. time_limit: seconds for one file, after which its process is replaced, and
+    the file by another. max_lost: how many files may make their decoder hang or die before the run ends.
+    """
+    repeated = dataset.temporal.repeated_sampling
+    if batch_size < 1 or batch_size % repeated:
+        raise InputError(f"batch_size {batch_size} must be a multiple of repeated_sampling {repeated}")
+    if workers < 0:
+        raise InputError(f"workers is {workers}; it must be 0 (decode in this process) or more")
+    if time_limit <= 0 or max_lost < 0:
+        raise InputError(f"time_limit {time_limit} must be above 0, and max_lost {max_lost} at least 0")
+    sampler = EpochSampler(len(dataset), seed=dataset.seed, shuffle=shuffle, rank=rank, world_size=world_size)
+    if drop_last and len(dataset) // world_size * repeated < batch_size:
+        whose = f" for each of {world_size} ranks" if world_size > 1 else ""
+        raise InputError(
+            f"{len(dataset.paths)} videos give {len(dataset) // world_size * repeated} pairs an epoch{whose}, fewer "
+            f"than one batch of {batch_size}; lower the batch size, raise visits, or set drop_last to False"
+        )
+    return PairLoader(
+        dataset,
+        sampler,
+        batch_size,
+        drop_last=drop_last,
+        pin_memory=pin_memory,
+        pool=Pool(dataset, workers, time_limit=time_limit, max_lost=max_lost) if workers else None,
+    )
