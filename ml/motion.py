@@ -207,7 +207,7 @@ def attention_hits(
         if not maps:
             return {}
         h, w = grid_size(video.shape[-2], video.shape[-1], p)
-        centres = _centres(h, w, p).to(device)  # [N, 2]
+        centres = patch_centres(h, w, p).to(device)  # [N, 2]
         goal = F.avg_pool2d(test.flow[part].to(device).permute(0, 3, 1, 2), p).flatten(2).mT  # [B, N, 2]
         spread = model.patchify(model.normalize(video[:, 1])).std(-1)
         where = known(test, part, p).to(device) * (spread > spread.median()) * (mask if mask_ratio else 1.0)
@@ -265,6 +265,7 @@ def motion_table(report: dict[str, Any]) -> str:
             values = heads["mean"]
             cells = f"{values['exact']:.2f} | {values['near']:.2f} | {values['distance']:.2f}"
             lines.append(f"| {name} | {layer} | {cells} |")
+    lines += ["", "Half a patch counts as exact: at 4 pixels the same place does, and at 8 it lies within a patch."]
     return "\n".join(lines) + "\n"
 
 
@@ -273,7 +274,7 @@ def _hits(away: Tensor) -> tuple[Tensor, Tensor]:
     return (largest < 0.5 + 1e-3).float(), (largest < 1 + 1e-3).float()
 
 
-def _centres(h: int, w: int, patch_size: int) -> Tensor:
+def patch_centres(h: int, w: int, patch_size: int) -> Tensor:
     """[N, 2]: the middle of each patch, in pixels whose centres are whole numbers."""
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     return torch.stack([rows, columns], dim=-1).flatten(0, 1) * patch_size + (patch_size - 1) / 2
