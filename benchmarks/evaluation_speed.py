@@ -29,13 +29,13 @@ from torch.nn import functional
 
 from benchmarks import plain_evaluation as plain
 from benchmarks.plain_evaluation import median_and_interval
-from common.errors import InputError
-from evaluation.datasets import Mask, Video, davis, read_mask
+from evaluation.benchmarks.davis import Davis
 from evaluation.features import Source, model_source
 from evaluation.metrics import region_and_contour
 from evaluation.propagation import Context, propagate, propagate_step
 from evaluation.protocols import Protocol, protocol
 from evaluation.run import evaluate
+from evaluation.videos import Video, read_mask
 from mae.models_mae import MAEEncoder
 
 DEMANDS = {
@@ -173,15 +173,14 @@ def compare_weights(frames: Tensor, mask: Tensor, rules: Protocol, chunk: int = 
 
 def whole(settings: Settings, data: Path) -> dict[str, Any]:
     """A real sequence: its JPEG files to masks in PNG files, J and F."""
-    video = next((v for v in davis(data, 2016) if v.name == settings.sequence), None)
-    if video is None:
-        raise InputError(f"{data} lists no sequence {settings.sequence}; name one with --sequence")
+    benchmark = Davis(data, 2016)
+    (video,) = benchmark.videos([settings.sequence])
     rules, model = settings.rules, settings.model()
     source = model_source("untrained", model)
     truths = data / "Annotations" / "480p" / video.name
     with tempfile.TemporaryDirectory() as name:
         folders = (Path(name) / str(number) for number in itertools.count())
-        seconds, found = _whole_in_turn(settings, video, truths, source, model, rules, folders)
+        seconds, found = _whole_in_turn(settings, benchmark, video, truths, source, model, rules, folders)
     pixels = np.mean([np.mean(a != b) for a, b in zip(*(masks for masks, _ in found), strict=True)])
     points = 100 * abs(found[0][1] - found[1][1])
     _agree("share of pixels", float(pixels), PIXELS)
@@ -193,8 +192,8 @@ def whole(settings: Settings, data: Path) -> dict[str, Any]:
 
 
 def _whole_in_turn(
-    settings: Settings, video: Video[Mask], truths: Path, source: Source, model: MAEEncoder, rules: Protocol,
-    folders: Iterable[Path],
+    settings: Settings, benchmark: Davis, video: Video, truths: Path, source: Source, model: MAEEncoder,
+    rules: Protocol, folders: Iterable[Path],
 ) -> tuple[list[list[float]], list[tuple[np.ndarray, float]]]:  # fmt: skip
     """CPU seconds of the plain way and ours, and of each the masks [T, H, W] and J&F."""
     found: list[Any] = [None, None]
@@ -211,7 +210,8 @@ def _whole_in_turn(
 
     def here() -> None:
         out, export = next(folder), next(folder)
-        result = evaluate([video], source, rules, out, frames=settings.frames, export=export, report=_silent)
+        options: dict[str, Any] = dict(names=[video.name], frames=settings.frames, export=export, report=_silent)
+        result = evaluate(benchmark, source, rules, out, **options)
         found[1] = export / video.name, result.row["J&F-Mean"]
 
     # a first, unmeasured round would take as long as a measured one, and there is nothing that it would warm

@@ -29,14 +29,15 @@ from benchmarks.evaluation_speed import objects
 from benchmarks.gpu_train import Bench
 from cli.feature_sources import open_source
 from common.errors import InputError
+from evaluation.benchmarks.davis import Davis
 from evaluation.controls import Copy, Oracle
-from evaluation.datasets import davis, read_frame
 from evaluation.features import model_source
 from evaluation.follow import resize_frame
 from evaluation.labels import patches_to_mask
 from evaluation.propagation import Context, propagate_step
 from evaluation.protocols import Protocol, protocol
 from evaluation.run import evaluate
+from evaluation.videos import read_frame
 from mae.models_mae import MAEEncoder
 
 MODELS = {"S/16": (384, 12, 6), "B/16": (768, 12, 12), "tiny/16": (48, 2, 6)}  # width, depth, heads
@@ -177,7 +178,7 @@ def whole(bench: Bench, settings: Settings, data: Path, name: str) -> dict[str, 
         lines: list[str] = []
         start = time.perf_counter()
         found = evaluate(
-            davis(data, 2016), source, settings.rules, frames=settings.frames, batch=settings.batch, report=lines.append
+            Davis(data, 2016), source, settings.rules, frames=settings.frames, batch=settings.batch, report=lines.append
         )
         seconds = time.perf_counter() - start
         frames = sum(record["frames"] for record in found.records)
@@ -199,7 +200,7 @@ def measure(settings: Settings, device: torch.device, data: Path | None, source:
     result: dict[str, Any] = {"device": name, "torch": torch.__version__, "settings": asdict(settings), "models": {}}
     result["rates"] = rates(bench)
     with tempfile.TemporaryDirectory() as folder:
-        picture = next(davis(data, 2016)).paths[0] if data is not None else Path(folder) / "picture.jpg"
+        picture = next(Davis(data, 2016).videos()).paths[0] if data is not None else Path(folder) / "picture.jpg"
         if data is None:
             Image.fromarray(np.repeat(80 * objects(0, 0)[..., None], 3, axis=2)).save(picture, quality=95)
         for model in settings.models:

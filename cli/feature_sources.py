@@ -1,64 +1,81 @@
 """Feature sources by name, checkpoints of this workspace among them: no command, but shared by `eval` and `track`."""
 
-import re
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from common.errors import InputError
-from evaluation.controls import Tracker, tracker
-from evaluation.features import SOURCES, Source, feature_source, model_source
-from mae.models_mae_st import SpatiotemporalMAE
-from mae.weights import load_pretrained_st
-from ml.checkpoints import find_checkpoint, load_model, load_run
-from ml.SiamMAE import build_model
 
-ALL = (
-    "a run, <run>/<epoch> or a checkpoint's file", "untrained:CHECKPOINT", *SOURCES, "mae_st:PATH",
-    "one_tubelet:MAE-ST", "copy", "oracle[:SOURCE]",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from evaluation.controls import Tracker
+    from evaluation.features import Source
 
 
-def open_source(name: str, root: Path, device: str, half: bool) -> Tracker:
-    """What a name stands for: see `ALL`."""
-    return tracker(name, lambda rest: _features(rest, root, device, half))
+def open_source(name: str, root: Path, device: str, half: bool) -> "Tracker":
+    """What a name stands for: a control, a kind of source (`_features`), or a checkpoint of this workspace."""
+    from evaluation.controls import tracker
+
+    return tracker(name, lambda rest: _features(rest, root, device=device, half=half))
 
 
-def _features(name: str, root: Path, device: str, half: bool) -> Source:
-    kind, _, rest = name.partition(":")
-    if name in SOURCES or kind in ("mae", "timm"):
-        return feature_source(name, device=device, half=half)
-    if kind == "one_tubelet" and rest:  # of a still clip as short as can be: cheaper, and without a mean over time
-        model, file = _clip_model(rest, root)
-        model.encode = partial(model.encode, steps=1)
-        return model_source(name, model, device=device, half=half, file=file)
-    if kind == "mae_st" and rest:
-        model, file = _clip_model(name, root)
-        return model_source(name, model, device=device, half=half, file=file)
-    if kind == "untrained" and rest:
-        config = load_run(find_checkpoint(rest, root))["config"]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = build_model(config)
-        return model_source(f"untrained (as {rest}, seed 0)", model, device=device, half=half)
+def _features(name: str, root: Path, **options: Any) -> "Source":
+    from evaluation.features import SOURCES, Kind, feature_source, model_source, names
+    from ml.checkpoints import find_checkpoint, load_model
+
+    own = {
+        "untrained": Kind("CHECKPOINT", partial(_untrained, root)),
+        "mae_st": Kind("PATH", _mae_st),
+        "one_tubelet": Kind("MAE-ST", partial(_one_tubelet, root)),
+    }
+    if name.partition(":")[0] in {**SOURCES, **own}:
+        return feature_source(name, more=own, **options)
     try:
         path = find_checkpoint(name, root)
     except InputError as error:
-        raise InputError(f"{error}; or as a source one of {', '.join(ALL[1:])}") from error
-    return model_source(name, load_model(path)[0], device=device, half=half, file=path)
+        others = ", ".join([*names({**own, **SOURCES}), "copy", "oracle[:SOURCE]"])
+        raise InputError(f"{error}; or as a source one of {others}") from error
+    return model_source(name, load_model(path)[0], file=path, **options)
 
 
-def _clip_model(name: str, root: Path) -> tuple[Any, Path | None]:
-    """A MAE-ST by `mae_st:PATH` of public weights or as a checkpoint, and its file, if it is one."""
+def _untrained(root: Path, name: str, **options: Any) -> "Source":
+    """The model of a checkpoint before its training."""
+    import torch
+
+    from evaluation.features import model_source
+    from ml.checkpoints import find_checkpoint, load_run
+    from ml.SiamMAE import build_model
+
+    config = load_run(find_checkpoint(name, root))["config"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model(config)
+    return model_source(f"untrained (as {name}, seed 0)", model, **options)
+
+
+def _mae_st(path: str, steps: int | None = None, **options: Any) -> "Source":
+    """Public weights of MAE-ST, from a file or a folder that holds it."""
+    from evaluation.features import architecture, model_source
+    from mae.models_mae_st import ARCHITECTURES_ST
+    from mae.weights import load_pretrained_st
+
+    model = load_pretrained_st(path, architecture(path, ARCHITECTURES_ST, "large"))
+    file, encode = Path(path) if Path(path).is_file() else None, partial(model.encode, steps=steps)
+    return model_source(f"mae_st:{path}", model, file=file, encode=encode, **options)
+
+
+def _one_tubelet(root: Path, name: str, **options: Any) -> "Source":
+    """A MAE-ST that takes an image as the shortest still clip: cheaper, and without a mean over time."""
+    from dataclasses import replace
+
+    from evaluation.features import model_source
+    from ml.checkpoints import find_checkpoint, load_model
+
     kind, _, rest = name.partition(":")
     if kind == "mae_st" and rest:
-        size = re.search(r"vit_(small|base|large|huge)", Path(rest).name)
-        model = load_pretrained_st(rest, f"mae_st_vit_{size[1] if size else 'large'}_patch16")
-        return model, Path(rest) if Path(rest).is_file() else None
+        return replace(_mae_st(rest, steps=1, **options), name=f"one_tubelet:{name}")
     path = find_checkpoint(name, root)
     model = load_model(path)[0]
-    if not isinstance(model, SpatiotemporalMAE):
+    if not hasattr(model, "encode_clip"):
         raise InputError(f"{name} is a model of pairs; one_tubelet: is for a MAE-ST, which takes an image as a clip")
-    return model, path
+    encode = partial(model.encode, steps=1)
+    return model_source(f"one_tubelet:{name}", model, file=path, encode=encode, **options)

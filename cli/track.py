@@ -9,19 +9,9 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
-from cli.feature_sources import open_source
 from common.errors import InputError
-from dataset_loader.decoding import Video
-from dataset_loader.preparing.encoding import write_video
-from evaluation.datasets import read_mask
-from evaluation.features import Source
-from evaluation.pictures import even, overlay, save_mask
 from evaluation.protocols import Protocol, protocol
-from evaluation.results import digest, refuse_others, write_json
-from evaluation.track import points_to_mask, track
-from ml.utils import best_device
 
 LAPTOP = protocol("dino", size="short240")  # a quarter of the arithmetic of its published size
 
@@ -55,6 +45,18 @@ def main(
         half: 16 bits on a GPU
         rules: the protocol
     """
+    from tqdm import tqdm
+
+    from cli.feature_sources import open_source
+    from dataset_loader.decoding import Video
+    from dataset_loader.preparing.encoding import write_video
+    from evaluation.features import Source
+    from evaluation.pictures import even, overlay, save_mask
+    from evaluation.results import digest
+    from evaluation.track import points_to_mask, track
+    from evaluation.videos import read_mask
+    from ml.utils import best_device
+
     if (mask is None) == (not points):
         raise InputError("mark what to follow: give either --mask FIRST.png or --points x,y,label …")
     out = out or Path(f"{video.stem}_tracked")
@@ -101,6 +103,8 @@ def main(
 
 def _claim(out: Path, about: dict) -> None:
     """Make the folder ours; one of somebody else's, of another run, or of a finished one is not written into."""
+    from evaluation.results import refuse_others, write_json
+
     if (out / "overlay.mp4").exists():
         raise InputError(f"{out} exists already and is not overwritten; name another folder with --out")
     refuse_others(out, out / "track.json", about)

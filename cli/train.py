@@ -9,8 +9,7 @@ import tyro
 
 from common.errors import InputError
 from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
-from evaluation.datasets import davis
-from evaluation.protocols import protocol
+from evaluation.benchmarks.davis import Davis
 from evaluation.run import propagation_score
 from mae.masking import visible_count
 from ml.memory import keep_freed_memory
@@ -121,8 +120,9 @@ def run(arguments: Arguments) -> str:
         )
     score = None
     if arguments.score_data is not None:
-        videos = davis(arguments.score_data, arguments.score_year, names=arguments.score_sequences)
-        score = propagation_score(videos, protocol("dino", size=arguments.score_size), frames=25)
+        benchmark = Davis(arguments.score_data, arguments.score_year)
+        rules = benchmark.protocol("dino", size=arguments.score_size)
+        score = propagation_score(benchmark, rules, names=arguments.score_sequences, frames=25)
     if ranks.first:
         pairs, steps = len(dataset) * config.pairs_per_visit, len(loader) // accumulation
         print(

@@ -67,6 +67,11 @@ def locked(path: Path, busy: Callable[[], object]) -> Iterator[BinaryIO]:
                 return
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8 with `write_atomically`."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def read_text(path: str | Path) -> str:
     """The text of a file in whatever encoding it was saved: UTF-8, with or without a mark, UTF-16, or else Latin-1.
 

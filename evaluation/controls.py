@@ -1,22 +1,17 @@
-"""Two controls that replace the propagation, and `follow`, which takes them or a feature source through a video.
+"""Two controls in place of following, by the side of `evaluation.features.Source`.
 
 `copy` repeats the first label: what a video's stillness alone is worth. `oracle` puts the *true* labels of the earlier
 frames into the context, where the predicted ones belong: what a leak would give. It is no result.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
 
 from common.errors import InputError
-from evaluation.datasets import Joints, Mask, Video
 from evaluation.features import Source
 from evaluation.follow import follow_joints, follow_mask
 from evaluation.protocols import Protocol
-
-Label = TypeVar("Label", Mask, Joints)
-
-ORACLE = "oracle (true labels as context)"
+from evaluation.videos import Label, Video
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Oracle:
 
     @property
     def name(self) -> str:
-        return f"{ORACLE}, {self.source.name}"
+        return f"oracle (true labels as context), {self.source.name}"
 
     @property
     def weights(self) -> str | None:
@@ -57,37 +52,24 @@ def tracker(name: str, source: Callable[[str], Source]) -> Tracker:
     return source(name)
 
 
-def true_labels(video: Video[Label]) -> dict[int, Label]:
+def true_labels(video: Video) -> dict[int, Label]:
     """The labels of all frames that have one, for the oracle and for pictures; never for a result."""
     return {index: label for index, label, _ in video.truth([video.first] * len(video))}
 
 
-def follow(
-    video: Video[Label],
-    by: Tracker,
-    protocol: Protocol,
-    *,
-    oracle: Mapping[int, Label] | None = None,
-    batch: int = 1,
-    budget: int | None = None,
-) -> Iterator[Label]:
-    """The labels of all frames of a video in turn, the given first one among them.
-
-    oracle: the true labels by frame, which the control of that name needs and nothing else may have.
-    """
-    if isinstance(by, Oracle) != (oracle is not None):
-        raise InputError(f"{by.name}: true labels go to the oracle, and to it alone")
+def follow(video: Video, by: Tracker, protocol: Protocol, *, batch: int = 1) -> Iterator[Label]:
+    """The labels of all frames of a video in turn, the given first one among them."""
     yield video.first
     if isinstance(by, Copy):
-        for _ in video.paths[1:]:
-            yield video.first
+        yield from [video.first] * (len(video) - 1)
         return
-    source = by.source if isinstance(by, Oracle) else by
-    options: dict[str, Any] = dict(patch_size=source.patch_size, batch=batch, budget=budget)
-    along = cast(Callable[..., Iterator[Label]], follow_joints if is_joints(video) else follow_mask)
-    yield from along(video.frames(), video.first, source.encode, protocol, oracle=oracle, **options)
+    source, known = (by.source, true_labels(video)) if isinstance(by, Oracle) else (by, None)
+    along = follow_joints if is_joints(video) else follow_mask
+    yield from along(
+        video.frames(), video.first, source.encode, protocol, patch_size=source.patch_size, batch=batch, oracle=known
+    )
 
 
-def is_joints(video: Video[Any]) -> bool:
+def is_joints(video: Video) -> bool:
     """Whether a video's labels are joints [J, 2]; else they are masks [H, W]."""
     return video.first.dtype.kind == "f"

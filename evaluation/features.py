@@ -7,11 +7,11 @@ Legend: B batch, H W pixels, h w patch grid, D width.
 import hashlib
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,6 @@ from common.errors import InputError
 from mae.models_mae import ARCHITECTURES
 from mae.patches import grid_size, normalize, patchify
 from mae.weights import load_pretrained
-
-SOURCES = ("pixels", "random", "mae:PATH", "timm:NAME", "timm:NAME@FILE")
 
 
 @dataclass(frozen=True)
@@ -37,38 +35,55 @@ class Source:
     weights: str | None = None
 
 
-def feature_source(name: str, *, device: str = "cpu", half: bool = False, seed: int = 0) -> Source:
-    """The source of a name: `pixels` (patches of 16), `random` (untrained ViT-S/16), public MAE weights as `mae:PATH`
-    (a file, or a folder that holds one), or any timm model as `timm:NAME`, from a file of weights as `timm:NAME@FILE`.
+class Kind(NamedTuple):
+    """What may follow the colon of a source's name ("": nothing does), and the function that makes a source of it."""
+
+    argument: str
+    make: Callable[..., Source]
+
+
+def feature_source(
+    name: str, *, device: str = "cpu", half: bool = False, more: Mapping[str, Kind] | None = None
+) -> Source:
+    """The source of a name such as `pixels` or `timm:NAME`: one of `SOURCES`, or of `more`.
 
     `half` lets the network compute in 16 bits on a GPU. Features are float32 either way.
     """
     kind, _, rest = name.partition(":")
-    if name == "pixels":
-        return Source(name, lambda images: pixel_features(images.to(device)), 16)
-    if name == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = ARCHITECTURES["mae_vit_small_patch16"]()
-        return model_source(f"random (ViT-S/16, seed {seed})", model, device=device, half=half)
-    if kind == "mae" and rest:
-        file = Path(rest) if Path(rest).is_file() else None
-        return model_source(name, load_pretrained(rest, _architecture(Path(rest))), device=device, half=half, file=file)
-    if kind == "timm" and rest:
-        return _timm(name, rest, device, half)
-    raise InputError(f"unknown feature source {name!r}; there are {', '.join(SOURCES)}")
+    sources = {**SOURCES, **(more or {})}
+    found = sources.get(kind)
+    if found is None or bool(rest) != bool(found.argument):
+        raise InputError(f"unknown feature source {name!r}; there are {', '.join(names(sources))}")
+    return found.make(rest, device=device, half=half)
+
+
+def names(sources: Mapping[str, Kind]) -> list[str]:
+    """How sources are called: `pixels`, `mae:PATH`, …"""
+    return [f"{kind}:{each.argument}" if each.argument else kind for kind, each in sources.items()]
 
 
 def model_source(
-    name: str, model: Any, *, device: str = "cpu", half: bool = False, file: str | Path | None = None
+    name: str,
+    model: Any,
+    *,
+    device: str = "cpu",
+    half: bool = False,
+    file: str | Path | None = None,
+    encode: Callable[[Tensor], Tensor] | None = None,
 ) -> Source:
     """The source of a model of this workspace: anything with `encode(images) → [B, h, w, D]` and `patch_size`.
 
-    file: where its weights were read from, if from a file.
+    file: where its weights were read from, if from a file. encode: in place of the model's own.
     """
     weights = file_digest(file) if file else _parameters_digest(model)
     model = model.to(device).eval()
-    return Source(name, _on_device(model.encode, device, half), model.patch_size, weights)
+    return Source(name, _on_device(encode or model.encode, device, half), model.patch_size, weights)
+
+
+def architecture(path: str | Path, names: Iterable[str], default: str) -> str:
+    """The one of the names whose size (small, base, large, huge) a file's name tells, as `vit_base` does."""
+    size = re.search(r"vit_(small|base|large|huge)", Path(path).name)
+    return next(name for name in names if f"vit_{size[1] if size else default}_" in name)
 
 
 def file_digest(path: str | Path) -> str:
@@ -91,7 +106,24 @@ def pixel_features(images: Tensor, patch_size: int = 16) -> Tensor:
     return patchify(normalize(images), patch_size).unflatten(1, (h, w))
 
 
-def _timm(name: str, rest: str, device: str, half: bool) -> Source:
+def _pixels(_: str, device: str, half: bool) -> Source:
+    return Source("pixels", lambda images: pixel_features(images.to(device)), 16)
+
+
+def _random(_: str, device: str, half: bool, seed: int = 0) -> Source:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ARCHITECTURES["mae_vit_small_patch16"]()
+    return model_source(f"random (ViT-S/16, seed {seed})", model, device=device, half=half)
+
+
+def _mae(path: str, device: str, half: bool) -> Source:
+    file = Path(path) if Path(path).is_file() else None
+    model = load_pretrained(path, architecture(path, ARCHITECTURES, "base"))
+    return model_source(f"mae:{path}", model, device=device, half=half, file=file)
+
+
+def _timm(rest: str, device: str, half: bool) -> Source:
     import timm
 
     model_name, _, file = rest.partition("@")
@@ -125,7 +157,15 @@ def _timm(name: str, rest: str, device: str, half: bool) -> Source:
 
     norm_after_pool = getattr(model, "fc_norm", nn.Identity())  # where such a model keeps its final norm
     weights = file_digest(options["pretrained_cfg_overlay"]["file"])
-    return Source(name, _on_device(encode, device, half), model.feature_info[-1]["reduction"], weights)
+    return Source(f"timm:{rest}", _on_device(encode, device, half), model.feature_info[-1]["reduction"], weights)
+
+
+SOURCES = {
+    "pixels": Kind("", _pixels),  # patches of 16
+    "random": Kind("", _random),  # an untrained ViT-S/16
+    "mae": Kind("PATH", _mae),  # public weights: a file, or a folder that holds one
+    "timm": Kind("NAME[@FILE]", _timm),  # any vision transformer of timm, with weights from the hub or a file
+}
 
 
 def _weights_of(config: Any) -> str:
@@ -154,14 +194,6 @@ def _on_device(encode: Callable[[Tensor], Tensor], device: str, half: bool) -> C
             return encode(images.to(device)).float()
 
     return run
-
-
-def _architecture(path: Path) -> str:
-    """The architecture that a public file's name tells; base where it is silent."""
-    size = re.search(r"vit_(base|large|huge)", path.name)
-    if size is None:
-        return "mae_vit_base_patch16"
-    return next(name for name in ARCHITECTURES if f"vit_{size[1]}" in name)
 
 
 def _without_weights(model_name: str, file: str, error: Exception) -> str:

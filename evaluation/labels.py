@@ -11,10 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.errors import InputError
 from evaluation.protocols import Protocol
-
-Labels = NDArray[np.integer]
 
 JOINT_SIGMA = 0.5  # cells; JHMDB's public script
 JOINT_CELLS = 5  # best cells that a joint is read from
@@ -109,12 +106,3 @@ def _bell(centre: float, cells: int) -> NDArray[np.float64]:
     for cell in range(max(first, 0), min(end, cells)):
         bell[cell] = np.exp(-((cell - first - 2) ** 2) / (2 * JOINT_SIGMA**2))
     return bell
-
-
-def check_mask(mask: Labels, source: str) -> None:
-    """Raises `InputError` for a first mask in which there is nothing to follow."""
-    if not mask.any():
-        raise InputError(
-            f"{source} marks nothing to follow: every pixel is background (0), or 255, which is void in DAVIS 2017 "
-            "(masks of 0 and 255 are those of DAVIS 2016)"
-        )

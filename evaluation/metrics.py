@@ -4,9 +4,9 @@ Legend: T frames, M objects, J joints, C classes, H W pixels. Everything is nump
 of pixels, divided in the same order, as in the official DAVIS 2017 tool give the same last bit.
 """
 
+import math
 from collections.abc import Sequence
 from math import isqrt
-from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,15 +17,8 @@ from common.errors import InputError
 Labels = NDArray[np.integer]
 Floats = NDArray[np.float64]
 
+STATISTICS = ("Mean", "Recall", "Decay")
 TRUE, FOUND = np.uint8(1), np.uint8(2)  # the bits of the truth and of the result where both lie in one map
-
-
-class Statistics(NamedTuple):
-    """A measure over the frames of one object: mean, share of frames above 0.5, and first minus last quarter."""
-
-    mean: float
-    recall: float
-    decay: float
 
 
 # ------------------------------------------------------------------------------------------------ objects: J and F
@@ -54,18 +47,20 @@ def region_and_contour(truth: Labels, result: Labels, objects: int) -> tuple[Flo
     return j, f
 
 
-def statistics(values: Sequence[float] | Floats) -> Statistics:
-    """Mean, recall and decay of a measure over an object's scored frames [T]; NaN each where there are none.
+def statistics(measure: str, values: Sequence[float] | Floats) -> dict[str, float]:
+    """Of a measure ("J" or "F") over an object's scored frames [T]: mean, recall (the share above 0.5) and decay (first
+    minus last quarter) as "J-Mean" and so on; NaN each where there is no frame.
 
     The official tool holds the quarters' borders as 8-bit integers and so is only defined up to 256 frames; beyond,
     the same borders are meant here.
     """
     values = np.asarray(values, dtype=np.float64)
-    if values.size == 0:
-        return Statistics(np.nan, np.nan, np.nan)
-    ids = (np.round(np.linspace(1, len(values), 5) + 1e-10) - 1).astype(int)
-    first, last = values[ids[0] : ids[1] + 1], values[ids[3] : ids[4] + 1]
-    return Statistics(float(values.mean()), float((values > 0.5).mean()), float(first.mean() - last.mean()))
+    found = [math.nan] * 3
+    if values.size:
+        ids = (np.round(np.linspace(1, len(values), 5) + 1e-10) - 1).astype(int)
+        first, last = values[ids[0] : ids[1] + 1], values[ids[3] : ids[4] + 1]
+        found = [float(values.mean()), float((values > 0.5).mean()), float(first.mean() - last.mean())]
+    return {f"{measure}-{name}": value for name, value in zip(STATISTICS, found, strict=True)}
 
 
 def _contour(boundary: NDArray[np.uint8], radius: int) -> float:
@@ -158,42 +153,37 @@ def class_iou(counts: NDArray[np.int64]) -> Floats:
 def mean_iou(counts: NDArray[np.int64]) -> float:
     """Mean IoU over the classes that occur (VIP's public script: one matrix over all frames, the first included)."""
     iou = class_iou(counts)
-    return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
+    return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else math.nan
 
 
 # ------------------------------------------------------------------------------------------------ joints: PCK
 
 
-def joint_errors(truth: Floats, result: Floats, *, strict: bool = False) -> Floats:
-    """Joints [T, J, 2] in pixels of one video → distances [T, J] in units of the person's size, to be pooled by `pck`.
+def joint_errors(truth: Floats, result: Floats) -> Floats:
+    """Joints [T, J, 2] in pixels of one video → distances [T, J] in units of the person's size.
 
     The size is 0.6 · the diagonal of the box around the frame's true joints (JHMDB's public script). NaN, for not
-    counted: the first frame, which was given; joints without truth (NaN); and joints that the result lost (−1), which
-    then do not widen the box either. With `strict` lost joints are misses (∞), and all else is the same.
+    counted: the first frame, which was given, and joints without truth (NaN). Joints that the result lost (−1) are ∞
+    and do not widen the box; the public script leaves them out.
     """
     if truth.shape != result.shape:
         raise InputError(f"joints of shape {result.shape} cannot be scored against true ones of shape {truth.shape}")
-    known: Any = np.isfinite(truth).all(axis=2)  # [T, J]
+    known = np.isfinite(truth).all(axis=2)  # [T, J]
     found = known & (result[..., 0] >= 0)
-    corners = np.where(found[..., None], truth, np.nan)
-    errors = np.full(known.shape, np.nan)
-    for t in range(1, len(truth)):
+    errors = np.where(known, np.inf, np.nan)
+    for t in range(len(truth)):
         if found[t].any():
-            size = 0.6 * np.linalg.norm(np.nanmax(corners[t], axis=0) - np.nanmin(corners[t], axis=0))
-            distance = np.linalg.norm(result[t] - truth[t], axis=1)
-            errors[t] = distance / size if size > 0 else np.inf  # a box without extent has no measure: missed
-    errors[~found] = np.nan
-    if strict:
-        errors[1:][(known & ~found)[1:]] = np.inf
+            size = 0.6 * np.linalg.norm(np.ptp(truth[t][found[t]], axis=0))
+            if size > 0:  # a box without extent has no measure: missed
+                errors[t, found[t]] = (np.linalg.norm(result[t] - truth[t], axis=1) / size)[found[t]]
+    errors[0] = np.nan
     return errors
 
 
-def pck(errors: Sequence[Floats], alpha: float) -> float:
-    """Errors [T, J] of all videos → share of joints with an error ≤ α: per joint over all videos, then their mean."""
-    pooled = np.concatenate(list(errors))
-    counted = ~np.isnan(pooled)
-    right, total = (pooled <= alpha).sum(axis=0), counted.sum(axis=0)
-    return float((right[total > 0] / total[total > 0]).mean()) if total.any() else float("nan")
+def pck(right: NDArray[np.integer], counted: NDArray[np.integer]) -> float:
+    """How often each joint was right, and counted [J] → the mean of the joints' shares; NaN if none was counted."""
+    some = counted > 0
+    return float((right[some] / counted[some]).mean()) if some.any() else math.nan
 
 
 def _size(labels: NDArray) -> str:

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from common.files import write_atomically
+from common.files import write_text
 from evaluation.pictures import ADDED, MISSED, SWAPPED
 
 STYLE = """
@@ -42,7 +42,7 @@ def write_page(
         + "\n".join(f"<pre>{escape(line)}</pre>" for line in about if line)
         + f"\n<p>{rows}{legend if scored else ''}</p>\n{body}\n</html>\n"
     )
-    write_atomically(folder / "index.html", lambda file: file.write(html.encode()))
+    write_text(folder / "index.html", html)
 
 
 def _section(folder: Path, name: str, value: float, frames: int, measure: str) -> str:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from common.errors import InputError
 from common.files import write_atomically
-from evaluation.datasets import Frame, Joints, Mask, Video
+from evaluation.videos import Frame, Joints, Mask, Video
 
 WriteVideo = Callable[[Path, Iterable[Frame], float], object]  # a path, frames [H, W, 3], frames a second
 
@@ -147,7 +147,7 @@ def affinity_figure(past: Frame, future: Frame, affinity: Any, patch: tuple[int,
 
 def show(
     folder: Path,
-    video: Video[Any],
+    video: Video,
     truths: Mapping[int, Any],
     results: Sequence[Any],
     *,
@@ -165,7 +165,7 @@ def show(
     save_picture(folder / f"{video.name}.png", strip(video, truths, results, void))
 
 
-def strip(video: Video[Any], truths: Mapping[int, Any], results: Sequence[Any], void: int = 256) -> Frame:
+def strip(video: Video, truths: Mapping[int, Any], results: Sequence[Any], void: int = 256) -> Frame:
     """A few frames from the first to the last, each as a column: truth, prediction, where they differ."""
     labelled = [index for index in range(1, len(video)) if index in truths] or list(range(1, len(video)))
     chosen = [labelled[k] for k in np.unique(np.linspace(0, len(labelled) - 1, COLUMNS).round().astype(int))]
@@ -177,9 +177,7 @@ def strip(video: Video[Any], truths: Mapping[int, Any], results: Sequence[Any], 
     return np.concatenate(columns, axis=1)
 
 
-def side_by_side(
-    video: Video[Any], truths: Mapping[int, Any], results: Sequence[Any], void: int = 256
-) -> Iterator[Frame]:
+def side_by_side(video: Video, truths: Mapping[int, Any], results: Sequence[Any], void: int = 256) -> Iterator[Frame]:
     """All frames: truth, prediction and where they differ in a row; the last truth stands until there is another."""
     scored = len(truths) > 1
     for index, frame in enumerate(video.frames()):

@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from common.errors import InputError
 from evaluation.protocols import Protocol
 
-# Memory for the similarities of a tile (on the CPU a tile is fastest while it stays in the cache), and what a source
-# costs a tile whatever its targets, in targets: to enter a matrix product, and to be copied where a tile is narrower
-# than the grid (measured on one core; on a GPU many small launches are what is to be avoided).
+# Bytes for the similarities of a tile, which bound the memory and never change the result (on the CPU a tile is fastest
+# while it stays in the cache), and what a source costs a tile whatever its targets, in targets: to enter a matrix
+# product, and to be copied where a tile is narrower than the grid (measured on one core; on a GPU many small launches
+# are what is to be avoided).
 BUDGETS = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 STARTS = {"cpu": 22, "cuda": 4096}
 COPYING = 25
@@ -57,14 +58,13 @@ def propagate(
     first: Tensor,
     protocol: Protocol,
     *,
-    budget: int | None = None,
     oracle: Callable[[int], Tensor | None] | None = None,
 ) -> Iterator[Tensor]:
     """Features [h, w, D] of frames in order, and the first one's labels [h, w, M] → soft labels of the others in turn.
 
     Features of each frame are asked for once, and the context alone is kept; it lies on their device, in their number
-    format. `budget` bounds the bytes for similarities (`BUDGETS`), never the result. Labels are float32. `oracle`, for
-    a control alone, hands out the true labels [h, w, M] of a frame, which then stand in the context for the predicted.
+    format. Labels are float32. `oracle`, for a control alone, hands out the true labels [h, w, M] of a frame, which
+    then stand in the context for the predicted.
     """
     stream = iter(features)
     frame = next(stream)
@@ -88,7 +88,7 @@ def propagate(
         copies = n - used if protocol.filled else 0
         near, far = (copies, 1) if protocol.first_unlimited else (copies + 1, 0)
         context = Context(kept_features[: 1 + used], kept_labels[: 1 + used], near, far)
-        labels = propagate_step(frame, context, protocol, budget=budget)
+        labels = propagate_step(frame, context, protocol)
         if n:
             true = oracle(t + 1) if oracle else None
             kept_features[1 + t % n], kept_labels[1 + t % n] = frame, labels if true is None else turn(true)
@@ -96,11 +96,11 @@ def propagate(
 
 
 @torch.no_grad()
-def propagate_step(target: Tensor, context: Context, protocol: Protocol, *, budget: int | None = None) -> Tensor:
+def propagate_step(target: Tensor, context: Context, protocol: Protocol) -> Tensor:
     """Normalised features of a target frame [h, w, D] and its context → its soft labels [h, w, M]."""
     h, w, _ = target.shape
     device = "cpu" if target.device.type == "cpu" else "cuda"
-    budget, start, frames = budget or BUDGETS[device], STARTS[device], len(context.features)
+    budget, start, frames = BUDGETS[device], STARTS[device], len(context.features)
     labels = context.labels.flatten(0, 2)  # [F·N, M]
     result = target.new_empty(h, w, labels.shape[1], dtype=torch.float32)
     for tile in tiles(h, w, frames, protocol, budget, whole_first=context.far > 0, start=start):

@@ -3,8 +3,9 @@
 `paper` is CropMAE's and SiamMAE's (CRW's code with other numbers), `rsp` and `dino` are those papers' public scripts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from common.errors import InputError
 
@@ -130,24 +131,18 @@ _DINO = Protocol(  # Caron et al. 2021, eval_video_segmentation.py
 )
 _RSP = replace(_DINO, name="rsp", context=30, top_k=7, radius=30)  # Jang et al. 2024
 
-BENCHMARKS = ("davis", "vip", "jhmdb")
-PROTOCOLS = ("paper", "rsp", "dino")
+NAMED = {"paper": _PAPER, "rsp": _RSP, "dino": _DINO}
 
 
-def protocol(name: str = "paper", benchmark: str = "davis", **overrides: Any) -> Protocol:
-    """The named protocol as it is on a benchmark, with fields overridden; other data follow DAVIS.
+def protocol(name: str = "paper", changes: Mapping[str, Any] | None = None, **overrides: Any) -> Protocol:
+    """The named protocol, with the changes that a benchmark makes to it, and with fields overridden."""
+    if name not in NAMED:
+        raise InputError(f"unknown protocol {name!r}; there are {', '.join(NAMED)}")
+    return replace(NAMED[name], **(changes or {})).with_(**overrides)
 
-    VIP: long side 880, and `paper` keeps the top 10. JHMDB: 320×320. Only `paper` publishes numbers on these two; `rsp`
-    and `dino` keep everything else there.
-    """
-    named = {"paper": _PAPER, "rsp": _RSP, "dino": _DINO}
-    if name not in named:
-        raise InputError(f"unknown protocol {name!r}; there are {', '.join(PROTOCOLS)}")
-    chosen = named[name]
-    if benchmark == "vip":
-        chosen = replace(chosen, size="long880", top_k=10 if name == "paper" else chosen.top_k)
-    elif benchmark == "jhmdb":
-        chosen = replace(chosen, size="320x320")
-    elif benchmark != "davis":
-        raise InputError(f"unknown benchmark {benchmark!r}; protocols are defined for {', '.join(BENCHMARKS)}")
-    return chosen.with_(**overrides)
+
+if TYPE_CHECKING:
+    Overrides = dict[str, Any]
+else:  # flags of the command, for those that are given
+    Overrides = TypedDict("Overrides", {f.name: f.type for f in fields(Protocol) if f.name != "name"}, total=False)
+    Overrides.__doc__ = Protocol.__doc__

@@ -1,9 +1,9 @@
-"""What an evaluation leaves in its folder, and what lets it go on after an interruption.
+"""What an evaluation leaves in its folders, and what lets it go on after an interruption.
 
 run.json                         benchmark, protocol, source: what every result in this folder was made with
 videos/<video>.json              the scores of a finished video; a run that goes on leaves these videos out
 results.json                     everything: row, scores of each video, protocol, commit, versions, time, memory
-global_results.csv, per-sequence_results.csv    DAVIS alone: the layout of the official tool
+pictures/, index.html            strips, videos and a page over them, where they were asked for
 
 A folder of exports keeps its own run.json and videos/ in .siammae/, which the official tool does not look into.
 """
@@ -20,35 +20,105 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import write_atomically
-from evaluation.datasets import Video
+from common.files import write_text
+from evaluation.benchmark import Benchmark, Record
+from evaluation.controls import is_joints, true_labels
+from evaluation.page import write_page
+from evaluation.pictures import WriteVideo, save_mask, show
+from evaluation.videos import Label, Video
 
-Record = dict[str, Any]
 
-GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
-SEQUENCE_COLUMNS = ("Sequence", "J-Mean", "F-Mean")
+class Store:
+    """The folders of one run: `key` (plain values) tells what the results were made with.
 
-
-class Folder:
-    """The results of one run: `key` (plain values) tells what they were made with.
-
-    inside: where in the folder run.json and videos/ lie. Raises InputError for a folder within a video's data set,
-    for one that holds the results of another run, and for one that holds anything else.
+    Raises InputError for a folder within a video's data set, for one that holds the results of another run, and for
+    one that holds anything else. Without `out` nothing is known of a finished video.
     """
 
     def __init__(
-        self, path: str | Path, key: Mapping[str, Any], videos: Sequence[Video[Any]], inside: str = ""
+        self,
+        benchmark: Benchmark,
+        key: Mapping[str, Any],
+        videos: Sequence[Video],
+        out: str | Path | None,
+        export: str | Path | None,
+        pictures: bool,
+        write_video: WriteVideo | None,
     ) -> None:
-        self.path, self._inside = Path(path), Path(path, inside)
-        _refuse_data_folder(self.path, videos)
+        _check_names(videos)
+        if out is None and pictures:
+            raise InputError("pictures need a folder: give out as well")
+        self.benchmark, self.write_video = benchmark, write_video
+        self.folder = _Folder(Path(out), key, videos) if out is not None else None
+        self.exports = _Folder(Path(export), key, videos, ".siammae") if export is not None else None
+        self.pictures = self.folder.path / "pictures" if self.folder and pictures else None
+        # outer folder first, so that its run.json is there before a later process finds the inner one
+        for folder in sorted(
+            filter(None, (self.exports, self.folder)), key=lambda each: len(each.path.resolve().parts)
+        ):
+            folder.claim()
+
+    def record(self, video: Video) -> Record | None:
+        """The record of a finished video of which every file that was asked for is there, or None."""
+        if self.exports and self.exports.record(video) is None:
+            return None
+        there = all(path.is_file() for path in self._files(video))
+        return self.folder.record(video) if self.folder and there else None
+
+    def keep(self, video: Video, results: Sequence[Label], record: Record) -> None:
+        """Write what was asked for; the record comes last, and says that all is there."""
+        if self.exports:
+            _export(self.exports.path, video, results)
+            self.exports.keep(video, {name: record[name] for name in ("video", "frames", "first")})
+        if self.pictures:
+            truths = true_labels(video)
+            show(self.pictures, video, truths, results, void=self.benchmark.void, write_video=self.write_video)
+        if self.folder:
+            self.folder.keep(video, record)
+
+    def finish(self, heading: str, row: Mapping[str, float], in_words: str, records: Sequence[Record]) -> None:
+        """Write results.json, the files of the official tool and the page."""
+        assert self.folder is not None
+        memory = [record["memory"] for record in records]
+        kinds = sorted({name for each in memory for name in each})
+        content = dict(
+            row={name: value if value == value else None for name, value in row.items()},
+            in_words=heading, **self.folder.key, seconds=sum(record["seconds"] for record in records),
+            peak_memory={name: max(each.get(name, 0) for each in memory) for name in kinds}, **surroundings(),
+            videos=records,
+        )  # fmt: skip
+        write_json(self.folder.path / "results.json", content)
+        self.benchmark.write(self.folder.path, row, records)
+        if self.pictures:
+            entries = [(r["video"], self.benchmark.value(r["scores"]), r["frames"]) for r in records]
+            joints = "PCK" in self.benchmark.measure
+            write_page(self.folder.path, [heading, in_words], entries, measure=self.benchmark.measure, joints=joints)
+
+    def _files(self, video: Video) -> list[Path]:
+        files = []
+        if self.exports:
+            last = f"{video.name}.json" if is_joints(video) else f"{video.name}/{video.paths[-1].stem}.png"
+            files.append(self.exports.path / last)
+        if self.pictures:
+            suffixes = (".png", ".mp4") if self.write_video else (".png",)
+            files += [self.pictures / f"{video.name}{suffix}" for suffix in suffixes]
+        return files
+
+
+class _Folder:
+    """A folder that holds one run; run.json and videos/ lie in `inside` of it."""
+
+    def __init__(self, path: Path, key: Mapping[str, Any], videos: Sequence[Video], inside: str = "") -> None:
+        self.path, self._inside = path, path / inside
+        _refuse_data_folder(path, videos)
         self.key = json.loads(json.dumps(key))
-        refuse_others(self.path, self._inside / "run.json", self.key)
+        refuse_others(path, self._inside / "run.json", self.key)
 
     def claim(self) -> None:
         """Make the folder this run's."""
         write_json(self._inside / "run.json", self.key)
 
-    def record(self, video: Video[Any]) -> Record | None:
+    def record(self, video: Video) -> Record | None:
         """What is known of a finished video, or None."""
         path = self._path(video)
         if not path.is_file():
@@ -58,23 +128,11 @@ class Folder:
             raise InputError(f"{path} is about another video {video.name!r} than the one given; name another folder")
         return record
 
-    def keep(self, video: Video[Any], record: Record) -> None:
+    def keep(self, video: Video, record: Record) -> None:
         write_json(self._path(video), record)
 
-    def _path(self, video: Video[Any]) -> Path:
+    def _path(self, video: Video) -> Path:
         return self._inside / "videos" / f"{video.name}.json"
-
-
-def check_names(videos: Sequence[Video[Any]]) -> None:
-    """Names become files: they must differ, and lead nowhere else."""
-    names = [video.name for video in videos]
-    if not names:
-        raise InputError("there is no video to evaluate")
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"two videos are called {name!r}; results are kept by name")
-        if name.startswith("/") or ".." in Path(name).parts or not name:
-            raise InputError(f"a video called {name!r} leads out of the folder of the results")
 
 
 def refuse_others(folder: Path, mark: Path, key: Mapping[str, Any]) -> None:
@@ -88,37 +146,16 @@ def refuse_others(folder: Path, mark: Path, key: Mapping[str, Any]) -> None:
         raise InputError(f"{folder} holds files that are not of this run, and is not overwritten; name another folder")
 
 
-def _refuse_data_folder(path: Path, videos: Sequence[Video[Any]]) -> None:
-    """Nothing is ever written into a data set's folder."""
-    target = path.resolve()
-    for root in {root.resolve() for video in videos for root in video.roots}:
-        if target == root or root in target.parents:
-            raise InputError(f"{path} lies in the data set's folder {root}, where nothing is written; name another one")
-
-
-def digest(label: Any) -> str:
+def digest(label: Label) -> str:
     """What tells one video from another of the same name: its first label."""
     return hashlib.sha256(str(label.shape).encode() + label.tobytes()).hexdigest()[:16]
-
-
-def write_davis_csv(folder: Path, row: Mapping[str, float], records: Sequence[Record]) -> None:
-    """The two files of the official tool: three decimals, a row per object called `<sequence>_<object>`."""
-    whole = [GLOBAL_COLUMNS, [f"{row[name]:.3f}" for name in GLOBAL_COLUMNS]]
-    each = [
-        (f"{record['video']}_{entry['object']}", f"{entry['J-Mean']:.3f}", f"{entry['F-Mean']:.3f}")
-        for record in records
-        for entry in record["scores"]["objects"]
-    ]
-    for name, lines in (("global", whole), ("per-sequence", [SEQUENCE_COLUMNS, *each])):
-        text = "".join(",".join(line) + "\n" for line in lines)
-        _write_text(folder / f"{name}_results.csv", text)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Readable by any JSON parser: lists of numbers stay on a line."""
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text)
-    _write_text(path, text + "\n")
+    write_text(path, text + "\n")
 
 
 def surroundings() -> dict[str, Any]:
@@ -147,8 +184,37 @@ def peak_memory() -> dict[str, int]:
     return peak
 
 
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
+def _export(folder: Path, video: Video, results: Sequence[Label]) -> None:
+    """Masks as palette PNGs under the names of their frames; joints as JSON, null for one that was lost."""
+    stems = [path.stem for path in video.paths]
+    if is_joints(video):
+        joints = [[place if place[0] >= 0 else None for place in frame.tolist()] for frame in results]
+        write_json(
+            folder / f"{video.name}.json", [{"frame": s, "joints": j} for s, j in zip(stems, joints, strict=True)]
+        )
+    else:
+        for stem, mask in zip(stems, results, strict=True):
+            save_mask(folder / video.name / f"{stem}.png", mask)
+
+
+def _check_names(videos: Sequence[Video]) -> None:
+    """Names become files: they must differ, and lead nowhere else."""
+    names = [video.name for video in videos]
+    if not names:
+        raise InputError("there is no video to evaluate")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two videos are called {name!r}; results are kept by name")
+        if name.startswith("/") or ".." in Path(name).parts or not name:
+            raise InputError(f"a video called {name!r} leads out of the folder of the results")
+
+
+def _refuse_data_folder(path: Path, videos: Sequence[Video]) -> None:
+    """Nothing is ever written into a data set's folder."""
+    target = path.resolve()
+    for root in {root.resolve() for video in videos for root in video.roots}:
+        if target == root or root in target.parents:
+            raise InputError(f"{path} lies in the data set's folder {root}, where nothing is written; name another one")
 
 
 def _commit() -> str | None:

@@ -7,11 +7,11 @@ from itertools import chain
 import numpy as np
 
 from common.errors import InputError
-from evaluation.datasets import Frame, Mask
 from evaluation.features import Source
 from evaluation.follow import follow_mask
-from evaluation.labels import check_mask, mask_to_patches
+from evaluation.labels import mask_to_patches
 from evaluation.protocols import Protocol
+from evaluation.videos import Frame, Mask, check_mask
 
 POINT_RADIUS = 1 / 20  # of the frame's short side: reaches the centre of a square patch where 15 lie along that side
 

@@ -2,8 +2,11 @@
 
 import json
 import re
+import subprocess
+import sys
 import weakref
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from ml.checkpoints import save_checkpoint
 from ml.SiamMAE import build_model
 
 H, W = 64, 96
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ def test_flags_override_the_protocol_of_the_benchmark(small_jhmdb_like, tmp_path
     options = ["--protocol=dino", "--radius", "3", "--no-min-max", "--frames", "3", "--device", "cpu"]
     assert main([str(word) for word in [*words, *options, "--export", tmp_path / "export"]]) == 0
     content = json.loads((tmp_path / "out" / "results.json").read_text())
-    expected = protocol("dino", "jhmdb", radius=3, min_max=False)
+    expected = protocol("dino", {"size": "320x320"}, radius=3, min_max=False)
     assert content["protocol"] == {name: getattr(expected, name) for name in content["protocol"]}
     assert content["frames"] == 3 and content["videos"][0]["frames"] == 3
     assert len(json.loads((tmp_path / "export" / "dog.json").read_text())) == 3
@@ -112,11 +116,6 @@ def small_jhmdb_like(tmp_path):
         (["camvid", "--data", "{camvid}", "--source", "pixels", "--temperature", "0"], "temperature is 0.0; expected"),
         (["camvid", "--data", "{camvid}", "--source", "pixels", "--sequences", "x"], "there is no video called x"),
         (["camvid", "--data", "{camvid}", "--source", "copy", "--frames", "1"], "following needs at least 2"),
-        (["--data", "vip", "--source", "pixels", "davis"], "name the benchmark first: siammae eval davis"),
-        (["joints", "--data", "{camvid}"], "joints need --pictures as well"),
-        (["jhmdb", "--data", "{camvid}", "--split", "7"], "JHMDB has the splits 1, 2 and 3"),
-        (["folder", "--data", "{camvid}/frames"], "folder needs --mask as well"),
-        (["folder", "--data", "{camvid}/frames/0.png"], "folder needs --mask as well"),
         (["folder", "--data", "{camvid}/no.mp4", "--mask", "{camvid}/labels/0.png"], "no.mp4 does not exist"),
         (
             ["folder", "--data", "{camvid}/frames", "--mask", "{camvid}/labels/0.png", "--sequences", "x"],
@@ -129,6 +128,27 @@ def test_a_mistake_gets_one_sentence(arguments, sentence, camvid, tmp_path, caps
     assert main(["eval", *words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
     said = capsys.readouterr().err
     assert re.search(sentence, said) and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("joints --data x", "--pictures"),
+        ("folder --data x", "--mask"),
+        ("jhmdb --data x --split 7", "invalid choice '7'"),
+        ("davis --data x --pictures y", "--pictures"),
+        ("davis --data x --protocol none", "invalid choice 'none'"),
+        ("dog --data x", "dog"),
+    ],
+)
+def test_wrong_flags_are_answered_before_anything_heavy_is_imported(arguments, said):
+    code = (
+        "import sys; from cli.main import main\ntry: main(['eval', *sys.argv[1:], '--out', 'o'])\n"
+        "except SystemExit as end: print(end.code, [m for m in ('torch', 'timm', 'av', 'scipy') if m in "
+        "sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments.split()], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "2 []" and said in done.stderr, done.stdout + done.stderr
 
 
 # ------------------------------------------------------------------------------------------------ track

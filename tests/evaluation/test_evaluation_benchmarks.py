@@ -69,7 +69,7 @@ def test_without_the_real_sequence_it_says_so(tmp_path, capsys):
 
 
 def test_a_sequence_that_is_not_there(small_davis):
-    with pytest.raises(InputError, match="lists no sequence car-shadow"):
+    with pytest.raises(InputError, match="there is no video called car-shadow"):
         evaluation_speed.whole(evaluation_speed.SMOKE, small_davis)
 
 

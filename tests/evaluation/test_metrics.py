@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
+from evaluation.benchmarks.jhmdb import JHMDB
 from evaluation.metrics import class_iou, confusion, joint_errors, mean_iou, pck, region_and_contour, statistics
+from evaluation.videos import Video
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "davis_metrics.npz"
 
@@ -38,14 +40,16 @@ def test_edge_cases_equal_the_official_tool_to_the_last_bit(golden):
 
 def test_statistics_equal_the_official_tool_to_the_last_bit(golden):
     for name, expected in zip(golden["stat_names"], golden["stat_mean_recall_decay"], strict=True):
-        assert list(statistics(golden[f"stat_{name}"])) == expected.tolist()
+        assert list(statistics("J", golden[f"stat_{name}"]).values()) == expected.tolist()
 
 
 def test_statistics_of_few_and_of_many_frames():
-    assert all(math.isnan(value) for value in statistics([]))  # a video of two frames has none between first and last
-    assert statistics([0.7]) == (0.7, 1.0, 0.0)
-    long = statistics(np.linspace(1, 0, 1001))  # the official 8-bit borders would wrap around
-    assert long.decay == pytest.approx(0.75, abs=1e-12)
+    assert all(
+        math.isnan(value) for value in statistics("F", []).values()
+    )  # a video of two frames has none between first and last
+    assert statistics("F", [0.7]) == {"F-Mean": 0.7, "F-Recall": 1.0, "F-Decay": 0.0}
+    long = statistics("J", np.linspace(1, 0, 1001))  # the official 8-bit borders would wrap around
+    assert long["J-Decay"] == pytest.approx(0.75, abs=1e-12)
 
 
 def plain_boundary(mask):
@@ -141,6 +145,12 @@ def joints(*points):
     return np.array(points, float)
 
 
+def share(*videos, alpha):
+    """Errors [T, J] of videos → PCK, with lost joints as misses."""
+    errors = np.concatenate(videos)
+    return pck((errors <= alpha).sum(axis=0), (~np.isnan(errors)).sum(axis=0))
+
+
 def test_pck_by_hand():
     # size of the person: 0.6 · the diagonal of a box of 30 × 40 = 30
     box = joints((0, 0), (30, 40), (10, 10))
@@ -153,58 +163,60 @@ def test_pck_by_hand():
     errors = joint_errors(truth, result)
     np.testing.assert_allclose(errors[1:], [[0, 0, 0.1], [0.3, 0, 3.01 / 30]])
     assert np.isnan(errors[0]).all()
-    assert pck([errors], 0.1) == pytest.approx((1 / 2 + 2 / 2 + 1 / 2) / 3)
-    assert pck([errors], 0.2) == pytest.approx((1 / 2 + 2 / 2 + 2 / 2) / 3)
+    assert share(errors, alpha=0.1) == pytest.approx((1 / 2 + 2 / 2 + 1 / 2) / 3)
+    assert share(errors, alpha=0.2) == pytest.approx((1 / 2 + 2 / 2 + 2 / 2) / 3)
 
 
 def test_pck_pools_each_joint_over_all_videos():
     two = np.array([[np.nan, np.nan], [0.0, 1.0], [0.0, np.nan]])
     one = np.array([[np.nan, np.nan], [1.0, 1.0]])
-    assert pck([two, one], 0.5) == pytest.approx((2 / 3 + 0 / 2) / 2)
-    assert math.isnan(pck([np.full((3, 2), np.nan)], 0.5))
+    assert share(two, one, alpha=0.5) == pytest.approx((2 / 3 + 0 / 2) / 2)
+    assert math.isnan(share(np.full((3, 2), np.nan), alpha=0.5))
 
 
-def test_lost_joints_are_left_out_publicly_and_missed_strictly():
+def test_lost_joints_are_left_out_publicly_and_missed_strictly(tmp_path):
     box = joints((0, 0), (30, 40), (60, 80))  # without the third joint 30 × 40, with it 60 × 80
     truth = np.stack([box, box])
     result = truth.copy()
     result[1, 0] = (6, 0)
     result[1, 2] = (-1, -1)
-    public, strict = joint_errors(truth, result), joint_errors(truth, result, strict=True)
-    np.testing.assert_allclose(public[1], [6 / 30, 0, np.nan])
-    np.testing.assert_allclose(strict[1], [6 / 30, 0, np.inf])
-    assert pck([public], 0.2) == 1 and pck([strict], 0.2) == pytest.approx(2 / 3)
+    np.testing.assert_allclose(joint_errors(truth, result)[1], [6 / 30, 0, np.inf])
+    video = Video("v", (tmp_path, tmp_path), box, truth.__getitem__)
+    row = JHMDB(tmp_path).row({"v": JHMDB(tmp_path).score(video, list(result))})
+    assert row["PCK@0.2"] == 1 and row["PCK@0.2 strict"] == pytest.approx(2 / 3)
     result[1] = -1
-    assert np.isnan(joint_errors(truth, result)).all()
-    assert np.isinf(joint_errors(truth, result, strict=True)[1]).all()
-
-
-def test_the_strict_count_counts_more_and_finds_no_more():
-    generator = np.random.default_rng(0)
-    for _ in range(50):
-        truth = generator.uniform(0, 40, (6, 5, 2))
-        result = truth + generator.normal(0, 4, truth.shape)
-        result[generator.random((6, 5)) < 0.4] = -1
-        truth[generator.random((6, 5)) < 0.1] = np.nan
-        public, strict = joint_errors(truth, result), joint_errors(truth, result, strict=True)
-        known = np.isfinite(truth[1:]).all(axis=2)
-        np.testing.assert_array_equal(~np.isnan(strict[1:]), known)
-        np.testing.assert_array_equal(strict[np.isfinite(strict)], public[np.isfinite(strict)])
-        for alpha in (0.1, 0.3, 0.5):
-            np.testing.assert_array_equal((public <= alpha).sum(axis=0), (strict <= alpha).sum(axis=0))
-            assert pck([strict], alpha) <= pck([public], alpha)
+    assert np.isinf(joint_errors(truth, result)[1]).all()
 
 
 def test_joints_without_truth_are_not_counted():
     truth = np.stack([joints((0, 0), (30, 40), (5, 5))] * 2)
     result = truth.copy()
     truth[1, 2] = np.nan
-    for strict in (False, True):
-        np.testing.assert_array_equal(joint_errors(truth, result, strict=strict)[1], [0, 0, np.nan])
+    np.testing.assert_array_equal(joint_errors(truth, result)[1], [0, 0, np.nan])
     truth[1, :2] = np.nan
     assert np.isnan(joint_errors(truth, result)).all()
 
 
 def test_a_single_visible_joint_has_no_scale_and_is_missed():
     truth = np.array([[[5.0, 5.0]], [[5.0, 5.0]]])
-    assert pck([joint_errors(truth, truth.copy())], 0.5) == 0
+    assert share(joint_errors(truth, truth.copy()), alpha=0.5) == 0
+
+
+def test_joint_errors_equal_loops():
+    generator = np.random.default_rng(0)
+    truth = generator.uniform(0, 40, (6, 5, 2))
+    result = truth + generator.normal(0, 4, truth.shape)
+    result[generator.random((6, 5)) < 0.4] = -1
+    truth[generator.random((6, 5)) < 0.1] = np.nan
+    errors = joint_errors(truth, result)
+    for t in range(1, 6):
+        shown = [truth[t, j] for j in range(5) if result[t, j, 0] >= 0 and not math.isnan(truth[t, j, 0])]
+        (x0, y0), (x1, y1) = np.min(shown, axis=0), np.max(shown, axis=0)
+        for j in range(5):
+            if math.isnan(truth[t, j, 0]):
+                assert math.isnan(errors[t, j])
+            elif result[t, j, 0] < 0:
+                assert math.isinf(errors[t, j])
+            else:
+                expected = math.dist(truth[t, j], result[t, j]) / (0.6 * math.hypot(x1 - x0, y1 - y0))
+                assert errors[t, j] == pytest.approx(expected, rel=1e-12)

@@ -7,29 +7,36 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cli.eval import write_mp4
 from common.errors import InputError
 from dataset_loader.decoding import decode_all
-from evaluation.benchmarks import CAMVID, JOINTS, OBJECTS, UNSCORED
+from evaluation.benchmarks.camvid import CamVid
+from evaluation.benchmarks.davis import Davis
+from evaluation.benchmarks.folder import Folder
+from evaluation.benchmarks.jhmdb import JHMDB
+from evaluation.benchmarks.joints import Joints
 from evaluation.controls import Copy
-from evaluation.datasets import davis, dense_labels, folder, jhmdb, keypoints, read_frame, recording
 from evaluation.features import feature_source
 from evaluation.page import write_page
 from evaluation.pictures import (
     ADDED,
     BAND,
+    COLUMNS,
     MISSED,
     STRIP_WIDTH,
     SWAPPED,
     VIDEO_WIDTH,
+    affinity_figure,
     difference,
     even,
     overlay,
     palette,
     save_mask,
     strip,
+    tracking_strip,
 )  # fmt: skip
 from evaluation.protocols import protocol
 from evaluation.run import evaluate
@@ -81,7 +88,7 @@ def test_what_differs():
 
 
 def test_a_strip_has_rows_of_truth_prediction_and_difference(small_davis):
-    video = list(davis(small_davis))[1]
+    (video,) = Davis(small_davis).videos(["ant"])
     truths = dict(enumerate([video.first] * len(video)))
     panel = round(STRIP_WIDTH * 32 / 48)
     assert strip(video, truths, [video.first] * 6).shape == (BAND + 3 * panel, 5 * STRIP_WIDTH, 3)
@@ -89,12 +96,10 @@ def test_a_strip_has_rows_of_truth_prediction_and_difference(small_davis):
     assert even(np.zeros((3, 5, 3), np.uint8)).shape == (4, 6, 3)
 
 
-@pytest.mark.parametrize(
-    ("benchmark", "read", "root"),
-    [(OBJECTS, davis, "small_davis"), (CAMVID, dense_labels, "small_camvid"), (JOINTS, jhmdb, "small_jhmdb")],
-)
-def test_nothing_is_written_into_a_data_set_and_nothing_fetched(benchmark, read, root, request, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "root"), [(Davis, "small_davis"), (CamVid, "small_camvid"), (JHMDB, "small_jhmdb")])
+def test_nothing_is_written_into_a_data_set_and_nothing_fetched(kind, root, request, tmp_path, monkeypatch):
     root = request.getfixturevalue(root)
+    benchmark = kind(root)
 
     def listing():
         return {
@@ -111,16 +116,15 @@ def test_nothing_is_written_into_a_data_set_and_nothing_fetched(benchmark, read,
     before = listing()
     for source in (feature_source("pixels"), Copy()):
         places = dict(out=tmp_path / source.name, export=tmp_path / "exports" / source.name)
-        options = dict(benchmark=benchmark, write_video=write_mp4, report=lambda line: None)
-        evaluate(read(root), source, RULES, **places, **options)
+        evaluate(benchmark, source, RULES, **places, write_video=write_mp4, report=lambda line: None)
         for inside in (root, root / "results", root / "x" / ".." / "y"):
             for place in (dict(out=inside), dict(out=tmp_path / "elsewhere", export=inside)):
                 with pytest.raises(InputError, match=r"lies in the data set's folder .*, where nothing is written"):
-                    evaluate(read(root), source, RULES, benchmark=benchmark, **place)
+                    evaluate(benchmark, source, RULES, **place)
         (tmp_path / "link").unlink(missing_ok=True)
         (tmp_path / "link").symlink_to(root)
         with pytest.raises(InputError, match="lies in the data set's folder"):
-            evaluate(read(root), source, RULES, tmp_path / "link" / "out", benchmark=benchmark)
+            evaluate(benchmark, source, RULES, tmp_path / "link" / "out")
     assert listing() == before
 
 
@@ -128,21 +132,17 @@ def test_the_folders_of_single_files_are_a_data_set_s_too(small_davis, small_key
     file, pictures = small_keypoints
     mask = small_davis / "Annotations" / "480p" / "two" / "00000.png"
     frames = small_davis / "JPEGImages" / "480p" / "two"
-    clip = tmp_path / "clips" / "a.mp4"
-    own = recording(clip, 4, lambda numbers: (read_frame(frames / f"{n:05d}.png") for n in numbers), mask)
-    for videos, folders, benchmark in (
-        (list(keypoints(file, pictures)), (file.parent, pictures), JOINTS),
-        ([folder(frames, mask)], (frames, mask.parent), UNSCORED),
-        ([own], (clip.parent, mask.parent), UNSCORED),
+    for own, folders in (
+        (Joints(file, pictures), (file.parent, pictures)),
+        (Folder(frames, mask), (frames, mask.parent)),
     ):
-        options = dict(benchmark=benchmark, report=lambda line: None)
         for inside in folders:
             for place in (dict(out=inside / "out"), dict(out=tmp_path / "elsewhere", export=inside / "out")):
                 with pytest.raises(InputError, match=r"lies in the data set's folder .*, where nothing is written"):
-                    evaluate(videos, Copy(), RULES, **place, **options)
+                    evaluate(own, Copy(), RULES, **place, report=lambda line: None)
     assert not (tmp_path / "elsewhere").exists()
     monkeypatch.chdir(mask.parent)  # whoever works beside a mask may put results there
-    evaluate([folder(frames, "00000.png")], Copy(), RULES, "out", benchmark=UNSCORED, report=lambda line: None)
+    evaluate(Folder(frames, mask), Copy(), RULES, "out", report=lambda line: None)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def page(small_davis, tmp_path):
     (small_davis / "ImageSets" / "2017" / "val.txt").write_text("two\nant\n")
     out = tmp_path / "a run & its <page>"
     result = evaluate(
-        davis(small_davis), feature_source("pixels"), RULES, out, write_video=write_mp4, report=lambda _: 0
+        Davis(small_davis), feature_source("pixels"), RULES, out, write_video=write_mp4, report=lambda _: 0
     )
     return out, result
 
@@ -159,10 +159,10 @@ def page(small_davis, tmp_path):
 def test_the_page_leads_with_the_worst_and_links_what_lies_beside_it(page):
     out, result = page
     html = (out / "index.html").read_text()
-    values = {r["video"]: OBJECTS.value(r["scores"]) for r in result.records}
+    values = {r["video"]: Davis(out).value(r["scores"]) for r in result.records}
     names = re.findall(r"</b>(\w+), \d frames</h2>", html)
     assert names == sorted(values, key=values.get) and len(set(values.values())) == 2
-    assert f"J&amp;F {100 * min(values.values()):.1f}" in html and str(RULES) in html
+    assert f"J&amp;F-Mean {100 * min(values.values()):.1f}" in html and str(RULES) in html
     links = re.findall(r'src="([^"]+)"', html)
     assert sorted(links) == ["pictures/ant.mp4", "pictures/ant.png", "pictures/two.mp4", "pictures/two.png"]
     assert all((out / link).is_file() for link in links) and "http" not in html and "file:" not in html
@@ -197,3 +197,43 @@ def test_the_page_opens_in_a_browser_from_the_disk(page, tmp_path):
     pictures, videos = found.split("|")[:2], found.split("|")[2:]
     assert set(pictures) == {str(3 * STRIP_WIDTH), str(5 * STRIP_WIDTH)}
     assert sorted(videos) == [f"{3 * VIDEO_WIDTH} in 0.4 s", f"{3 * VIDEO_WIDTH} in 0.6 s"]
+
+
+# ------------------------------------------------------------------------------------------------ the notebook's
+
+
+def test_the_chosen_patch_and_its_best_match_are_in_boxes():
+    frame = np.zeros((60, 80, 3), np.uint8)
+    affinity = torch.rand(6, 8, generator=torch.Generator().manual_seed(0))
+    affinity[4, 7] = 2
+    figure = affinity_figure(frame, frame, affinity, (1, 5))
+    left, right, bar = figure.axes
+    assert [(box.get_x(), box.get_y(), box.get_width()) for box in left.patches + right.patches] == [
+        (5, 1, 1), (7, 4, 1)
+    ]  # fmt: skip
+    heat = right.images[-1]
+    assert np.allclose(heat.get_array(), affinity) and heat.get_extent() == [0, 8, 6, 0]
+    assert heat.norm.vmin == pytest.approx(affinity.double().quantile(0.5).item(), abs=1e-6)
+    assert bar.get_ylabel() == "cosine"
+    figure.canvas.draw()
+
+
+def test_a_patch_outside_of_the_grid_is_refused():
+    frame = np.zeros((60, 80, 3), np.uint8)
+    with pytest.raises(InputError, match=r"the patch \(6, 0\) .* outside of the 6×8 patches"):
+        affinity_figure(frame, frame, torch.rand(6, 8), (6, 0))
+
+
+def test_a_strip_shows_frames_from_the_first_to_the_last_with_their_masks():
+    mask = np.zeros((30, 40), np.uint8)
+    mask[10:20, 10:30] = 1
+    tracked = [(np.full((30, 40, 3), 10 * t, np.uint8), mask) for t in range(20)]
+    strip = tracking_strip(tracked)
+    assert strip.shape == (BAND + STRIP_WIDTH * 30 // 40, COLUMNS * STRIP_WIDTH, 3)
+    corners = strip[BAND + 2, 2::STRIP_WIDTH, 0]
+    assert corners[0] == 0 and corners[-1] == 190 and (np.diff(corners.astype(int)) > 0).all()
+    inside = strip[BAND + STRIP_WIDTH * 30 // 40 // 2, STRIP_WIDTH // 2]
+    assert np.abs(inside.astype(int) - palette()[1] // 2).max() <= 1  # half black, half the object's colour
+    two = tracking_strip(tracked[:2], [0, 7])
+    assert two.shape[1] == 2 * STRIP_WIDTH
+    assert (two[:BAND] != tracking_strip(tracked[:2], [0, 3])[:BAND]).any()  # they are called as they are told

@@ -13,11 +13,18 @@ from torch.nn import functional as F
 from common.errors import InputError
 from evaluation import propagation
 from evaluation.propagation import Context, propagate, propagate_step, tiles, top
-from evaluation.protocols import PROTOCOLS, protocol
+from evaluation.protocols import NAMED as PROTOCOLS
+from evaluation.protocols import protocol
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "label_propagation.npz"
-BUDGETS = (None, 3000, 1)  # bytes: one tile, several, one patch each
+BUDGETS = (2**30, 3000, 1)  # bytes: one tile, several, one patch each
+
+
+@pytest.fixture
+def within(monkeypatch):
+    """Sets the bytes for similarities, which never change a result."""
+    return lambda budget: [monkeypatch.setitem(propagation.BUDGETS, device, budget) for device in ("cpu", "cuda")]
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +44,22 @@ def random_video(frames, h=6, w=5, D=8, M=3, seed=0):
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_equals_the_public_dino_script(golden, budget):
+def test_equals_the_public_dino_script(golden, budget, within):
+    within(budget)
     rules = protocol("dino", radius=2, top_k=5)
     context = Context(F.normalize(golden["dino_features"], dim=-1), golden["dino_labels"], near=1, far=0)
-    close(propagate_step(F.normalize(golden["dino_target"], dim=-1), context, rules, budget=budget), golden["dino_out"])
+    close(propagate_step(F.normalize(golden["dino_target"], dim=-1), context, rules), golden["dino_out"])
     rules = rules.with_(context=3)
-    labels = propagate(golden["dino_seq_frames"], golden["dino_seq_first"], rules, budget=budget)
+    labels = propagate(golden["dino_seq_frames"], golden["dino_seq_first"], rules)
     close(torch.stack(list(labels)), golden["dino_seq_out"])
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize(("radius", "expected"), [(2.5, "videowalk_out"), (2, "videowalk_radius2_out")])
-def test_equals_the_public_videowalk_script(golden, radius, expected, budget):
+def test_equals_the_public_videowalk_script(golden, radius, expected, budget, within):
+    within(budget)
     rules = protocol("paper", context=3, radius=radius)
-    labels = torch.stack(list(propagate(golden["videowalk_frames"], golden["videowalk_first"], rules, budget=budget)))
+    labels = torch.stack(list(propagate(golden["videowalk_frames"], golden["videowalk_first"], rules)))
     close(labels, golden[expected][1:])
     # what the recorded case is there to tell apart
     for other in ({"radius": radius + 0.01}, {"filled": False}, {"first_unlimited": False}):
@@ -96,12 +105,13 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_nested_loops_agree(name):
+def test_nested_loops_agree(name, within):
     features, first = random_video(5)
     rules = protocol(name, **SMALL[name])
     expected = plain(features, first, rules)
     for budget in BUDGETS:
-        labels = torch.stack(list(propagate(features, first, rules, budget=budget)))
+        within(budget)
+        labels = torch.stack(list(propagate(features, first, rules)))
         close(labels, expected)
         close(labels.sum(-1), torch.ones(4, 6, 5))  # the labels of each source sum to 1, and so do the weights
 
@@ -117,7 +127,7 @@ def test_nested_loops_agree_at_the_margins(name, change):
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("first_unlimited", [False, True])
 @pytest.mark.parametrize("filled", [False, True])
-def test_a_radius_that_leaves_fewer_than_k_candidates(name, first_unlimited, filled):
+def test_a_radius_that_leaves_fewer_than_k_candidates(name, first_unlimited, filled, within):
     """What lies outside of it is never taken to make up the number."""
     features, first = random_video(4, seed=2)
     small = {"disk": 1.0, "square": 0.5}[protocol(name).shape]  # nothing but the patch's own place
@@ -125,7 +135,8 @@ def test_a_radius_that_leaves_fewer_than_k_candidates(name, first_unlimited, fil
     expected = plain(features, first, rules)
     assert expected.isfinite().all()
     for budget in BUDGETS:
-        close(torch.stack(list(propagate(features, first, rules, budget=budget))), expected)
+        within(budget)
+        close(torch.stack(list(propagate(features, first, rules))), expected)
     if not first_unlimited:
         close(expected[0], first)  # its only candidate in the only frame
 
@@ -143,7 +154,7 @@ def test_whatever_side_is_the_longer_one():
 
 
 @pytest.mark.parametrize("change", [{}, {"radius": 0}, {"filled": True, "first_unlimited": True}])
-def test_ties_for_the_last_place_are_all_kept(change):
+def test_ties_for_the_last_place_are_all_kept(change, within):
     """Features of a few exact directions: similarities are exact, so a tie is a tie whatever the order of sums."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.eye(4)
@@ -152,7 +163,8 @@ def test_ties_for_the_last_place_are_all_kept(change):
     rules = protocol("dino", radius=2, top_k=3, context=3).with_(**change)
     kept = plain(features, first, rules)
     for budget in BUDGETS:
-        close(torch.stack(list(propagate(features, first, rules, budget=budget))), kept)
+        within(budget)
+        close(torch.stack(list(propagate(features, first, rules))), kept)
     if not change:
         assert (kept - plain(features, first, rules.with_(weights="softmax"))).abs().max() > 0.01  # ties do occur
 
@@ -205,7 +217,8 @@ def test_features_of_a_frame_are_asked_for_once_and_only_when_needed():
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("budget", [1, 600, 20_000, 10**9])
-def test_tiles_cover_the_grid_once_and_keep_the_budget(name, budget, monkeypatch):
+def test_tiles_cover_the_grid_once_and_keep_the_budget(name, budget, monkeypatch, within):
+    within(budget)
     h, w, frames = 11, 7, 4
     rules = protocol(name, **SMALL[name])
     covered = torch.zeros(h, w)
@@ -223,7 +236,7 @@ def test_tiles_cover_the_grid_once_and_keep_the_budget(name, budget, monkeypatch
 
     monkeypatch.setattr(propagation, "_candidates", weighed)
     features, first = random_video(frames, h, w)
-    list(propagate(features, first, rules, budget=budget))
+    list(propagate(features, first, rules))
     assert max(sizes) <= budget or budget == 1  # less than one patch needs: patch by patch
     if budget == 1:
         assert len(sizes) == (frames - 1) * h * w
@@ -285,11 +298,12 @@ def test_a_wide_video_with_30_context_frames_and_10_objects_fits_into_3_gb(shape
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_a_gpu_gives_the_same(name):
+def test_a_gpu_gives_the_same(name, within):
     features, first = random_video(6, h=30, w=55, D=64)
     rules = protocol(name, context=3)
     cpu = torch.stack(list(propagate(features, first, rules)))
-    for budget in (None, 2**20):
-        close(torch.stack(list(propagate(features.cuda(), first.cuda(), rules, budget=budget))).cpu(), cpu, atol=1e-4)
+    for budget in (2**29, 2**20):
+        within(budget)
+        close(torch.stack(list(propagate(features.cuda(), first.cuda(), rules))).cpu(), cpu, atol=1e-4)
     half = torch.stack(list(propagate(features.cuda().half(), first.cuda(), rules))).cpu()
     assert (half.argmax(-1) == cpu.argmax(-1)).float().mean() > 0.99

@@ -2,22 +2,24 @@
 
 import numpy as np
 
-from evaluation.datasets import CAMVID_CLASSES, davis, dense_labels, keypoints, read_mask
+from evaluation.benchmarks.camvid import CamVid
+from evaluation.benchmarks.davis import Davis
+from evaluation.benchmarks.joints import Joints
 from evaluation.features import feature_source
 from evaluation.follow import follow_joints, follow_mask
-from evaluation.metrics import mean_iou, pck
 from evaluation.protocols import protocol
-from evaluation.scoring import count_classes, score_joints, score_objects
+from evaluation.videos import read_mask
 
 
 def test_davis(shared):
-    videos = list(davis(shared / "davis", year=2016))
+    davis = Davis(shared / "davis", 2016)
+    videos = list(davis.videos())
     assert len(videos) == 8 and sum(map(len, videos)) == 416
     video = next(video for video in videos if len(video) == 40)
     truth = [(read_mask(shared / "davis/Annotations/480p" / video.name / f"{p.stem}.png") > 0) * np.uint8(1)
              for p in video.paths]  # fmt: skip
-    ((_, _, j, f),) = score_objects(video, truth)
-    assert (j.mean, f.mean, j.decay) == (1, 1, 0)
+    (score,) = davis.score(video, truth)["objects"]
+    assert (score["J-Mean"], score["F-Mean"], score["J-Decay"]) == (1, 1, 0)
     rules = protocol("dino")
     first_masks = [next(follow_mask(v.frames(), v.first, feature_source("pixels").encode, rules)) for v in videos[:3]]
     for video, mask in zip(videos, first_masks, strict=False):
@@ -26,21 +28,23 @@ def test_davis(shared):
 
 
 def test_camvid(shared):
-    (video,) = dense_labels(shared / "camvid")
-    assert len(video) == 40 and video.first.shape == (360, 480) and video.first.max() == CAMVID_CLASSES
-    assert 0.3 < mean_iou(count_classes(video, [video.first] * 40, CAMVID_CLASSES)) < 0.7  # nothing followed
+    camvid = CamVid(shared / "camvid")
+    (video,) = camvid.videos()
+    assert len(video) == 40 and video.first.shape == (360, 480) and video.first.max() == 11
+    assert 0.3 < camvid.value(camvid.score(video, [video.first] * 40)) < 0.7  # nothing followed
 
 
 def test_keypoints(shared):
-    dog, horse = keypoints(shared / "joints" / "badja_dog_horsejump.json", shared / "davis" / "JPEGImages" / "480p")
+    badja = Joints(shared / "joints" / "badja_dog_horsejump.json", shared / "davis" / "JPEGImages" / "480p")
+    dog, horse = badja.videos()
     assert (dog.paths[0].stem, horse.paths[0].stem, dog.first.shape) == ("00003", "00000", (20, 2))
     truth = [dog.first] * len(dog)
     known = {index: label for index, label, _ in dog.truth(truth)}
     assert len(known) == 12
     perfect = [known.get(index, dog.first) for index in range(len(dog))]
-    assert pck([score_joints(dog, perfect)], 0.01) == 1 > pck([score_joints(dog, truth)], 0.1)
+    assert badja.row({"": badja.score(dog, perfect)})["PCK@0.1 strict"] == 1 > badja.value(badja.score(dog, truth))
     still = [next(dog.frames())] * 4
-    *_, joints = follow_joints(still, dog.first, feature_source("pixels").encode, protocol("paper", "jhmdb"))
+    *_, joints = follow_joints(still, dog.first, feature_source("pixels").encode, badja.protocol())
     seen = ~np.isnan(dog.first).any(axis=1)
     assert (joints[~seen] == -1).all()
     cell = np.hypot(854 / 20, 480 / 20)

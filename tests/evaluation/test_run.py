@@ -17,15 +17,18 @@ from PIL import Image
 
 from cli.main import main
 from common.errors import InputError
-from evaluation.benchmarks import CAMVID, JOINTS, OBJECTS, UNSCORED
+from evaluation import ranks
+from evaluation.benchmarks.camvid import CamVid
+from evaluation.benchmarks.davis import Davis
+from evaluation.benchmarks.folder import Folder
+from evaluation.benchmarks.jhmdb import JHMDB
+from evaluation.benchmarks.joints import Joints
 from evaluation.controls import Copy, Oracle, follow, tracker, true_labels
-from evaluation.datasets import davis, dense_labels, folder, jhmdb, keypoints
 from evaluation.features import Source, model_source, pixel_features
-from evaluation.metrics import mean_iou, pck
+from evaluation.metrics import confusion, joint_errors, mean_iou
 from evaluation.propagation import Context, propagate, propagate_step
 from evaluation.protocols import protocol
-from evaluation.run import divide, evaluate, propagation_score
-from evaluation.scoring import count_classes, davis_table, score_joints, score_objects
+from evaluation.run import evaluate, propagation_score, records
 from mae.models_mae import MaskedAutoencoderViT
 
 ROOT = Path(__file__).parents[2]
@@ -45,22 +48,22 @@ def quiet(line):
 
 
 def test_the_numbers_are_the_scorers(small_davis, tmp_path, capsys):
-    result = evaluate(davis(small_davis), source(), RULES, tmp_path / "out")
-    videos = list(davis(small_davis))
-    scores = [s for v in videos for s in score_objects(v, list(follow(v, source(), RULES)))]
-    assert result.row == davis_table(scores) and len(scores) == 4
+    davis = Davis(small_davis)
+    result = evaluate(davis, source(), RULES, tmp_path / "out")
+    scores = {v.name: davis.score(v, list(follow(v, source(), RULES))) for v in davis.videos()}
+    assert result.row == davis.row(scores) and len([one for each in scores.values() for one in each["objects"]]) == 4
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"pixels of 4; {RULES}" and lines[1].split() == ["video", "objects", "J", "F", "seconds"]
     assert [line.split()[0] for line in lines[2:5]] == ["two", "ant", "cow"]
     for name, line in zip(("two", "ant", "cow"), lines[2:5], strict=True):
-        own = davis_table([s for s in scores if s.video == name])
+        own = davis.row({name: scores[name]})
         assert line.split()[2:4] == [f"{100 * own['J-Mean']:.1f}", f"{100 * own['F-Mean']:.1f}"]
     assert lines[5].split() == ["J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay"]
     assert lines[6].split() == [f"{100 * value:.1f}" for value in result.row.values()] and lines[7] == lines[0]
 
 
 def test_the_result_files(small_davis, tmp_path):
-    result = evaluate(davis(small_davis), source(weights="sha256 12"), RULES, tmp_path / "out", frames=5, report=quiet)
+    result = evaluate(Davis(small_davis), source(weights="sha256 12"), RULES, tmp_path / "out", frames=5, report=quiet)
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert content["row"] == result.row and content["frames"] == 5 and content["videos"] == result.records
     assert content["source"] == {"name": "pixels of 4", "weights": "sha256 12"}
@@ -92,42 +95,42 @@ def test_an_interrupted_run_goes_on_with_the_next_video(small_davis, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(davis(small_davis), source(on_encode=stop_in_the_second), RULES, tmp_path / "out", report=quiet)
+        evaluate(Davis(small_davis), source(on_encode=stop_in_the_second), RULES, tmp_path / "out", report=quiet)
     out = tmp_path / "out"
     assert [p.name for p in (out / "videos").iterdir()] == ["two.json"] and not (out / "results.json").exists()
     first = (out / "videos" / "two.json").read_bytes()
     seen.clear()
-    result = evaluate(davis(small_davis), source(on_encode=lambda i: seen.append(1)), RULES, out, report=quiet)
+    result = evaluate(Davis(small_davis), source(on_encode=lambda i: seen.append(1)), RULES, out, report=quiet)
     assert len(seen) == 6 + 5 and (out / "videos" / "two.json").read_bytes() == first
-    whole = evaluate(davis(small_davis), source(), RULES, tmp_path / "whole", report=quiet)
+    whole = evaluate(Davis(small_davis), source(), RULES, tmp_path / "whole", report=quiet)
     assert result.row == whole.row
     assert [r["scores"] for r in result.records] == [r["scores"] for r in whole.records]
     seen.clear()
-    assert evaluate(davis(small_davis), source(on_encode=lambda i: seen.append(1)), RULES, out, report=quiet).row
+    assert evaluate(Davis(small_davis), source(on_encode=lambda i: seen.append(1)), RULES, out, report=quiet).row
     assert seen == []
 
 
 def test_a_folder_holds_one_run(small_davis, tmp_path, make):
     out = tmp_path / "out"
-    evaluate(davis(small_davis), source(weights="a"), RULES, out, report=quiet)
+    evaluate(Davis(small_davis), source(weights="a"), RULES, out, report=quiet)
     before = {path: path.read_bytes() for path in out.rglob("*.json")}
     for changed, message in (
         (dict(protocol=RULES.with_(top_k=3)), "protocol top_k was 2 and is now 3.*; name another folder"),
         (dict(source=source(weights="b")), "source weights was 'a' and is now 'b'"),
         (dict(frames=3), "frames was None and is now 3"),
-        (dict(benchmark=CAMVID), "benchmark kind was 'objects' and is now 'classes'"),
+        (dict(benchmark=Davis(small_davis, 2016)), "benchmark year was 2017 and is now 2016"),
         (dict(settings={"half": True}), "settings half was None and is now True"),
     ):
-        arguments = dict(source=source(weights="a"), protocol=RULES) | changed
+        arguments = dict(benchmark=Davis(small_davis), source=source(weights="a"), protocol=RULES) | changed
         with pytest.raises(InputError, match=message):
-            evaluate(davis(small_davis), out=out, report=quiet, **arguments)
+            evaluate(out=out, report=quiet, **arguments)
     make.save(small_davis / "Annotations" / "480p" / "ant" / "00000.png", make.boxes((1, 0, 0)))
     with pytest.raises(InputError, match=r"ant.json is about another video 'ant' than the one given"):
-        evaluate(davis(small_davis), source(weights="a"), RULES, out, report=quiet)
+        evaluate(Davis(small_davis), source(weights="a"), RULES, out, report=quiet)
     assert {path: path.read_bytes() for path in out.rglob("*.json")} == before
     (out / "videos" / "ant.json").write_text("[")
     with pytest.raises(InputError, match=r"ant.json cannot be read as a result"):
-        evaluate(davis(small_davis), source(weights="a"), RULES, out, report=quiet)
+        evaluate(Davis(small_davis), source(weights="a"), RULES, out, report=quiet)
 
 
 @pytest.mark.parametrize("place", ["out", "export"])
@@ -137,11 +140,11 @@ def test_a_folder_with_somebody_s_files_is_refused(place, small_davis, tmp_path)
     mine.write_text("mine")
     folders = {"out": tmp_path / "out", place: tmp_path / "mine"}
     with pytest.raises(InputError, match="mine holds files that are not of this run, and is not overwritten; name"):
-        evaluate(davis(small_davis), source(), RULES, report=quiet, **folders)
+        evaluate(Davis(small_davis), source(), RULES, report=quiet, **folders)
     assert [path for path in tmp_path.rglob("*") if path.is_file() and small_davis not in path.parents] == [mine]
     mine.rename(tmp_path / "mine" / ".letter")
     mine.parent.rmdir()
-    evaluate(davis(small_davis), source(), RULES, report=quiet, **folders)  # dot-files are in nobody's way
+    evaluate(Davis(small_davis), source(), RULES, report=quiet, **folders)  # dot-files are in nobody's way
     assert (tmp_path / "mine" / ".letter").read_text() == "mine"
 
 
@@ -149,37 +152,48 @@ def test_a_folder_of_exports_holds_one_run(small_davis, tmp_path, make):
     seen, masks = [], tmp_path / "masks"
     options = dict(protocol=RULES, export=masks, report=quiet)
     counting = source(on_encode=lambda images: seen.append(1))
-    evaluate(davis(small_davis), counting, out=tmp_path / "one", **options)
+    evaluate(Davis(small_davis), counting, out=tmp_path / "one", **options)
     before = {path: path.read_bytes() for path in masks.rglob("*.png")}
     assert len(seen) == 15 == len(before) and sorted(path.name for path in masks.glob("[!.]*")) == ["ant", "cow", "two"]
-    evaluate(davis(small_davis), counting, out=tmp_path / "one", **options)
+    evaluate(Davis(small_davis), counting, out=tmp_path / "one", **options)
     assert len(seen) == 15  # found again
     with pytest.raises(InputError, match="masks holds results of another run .source name was 'pixels of 4' and is"):
-        evaluate(davis(small_davis), Copy(), out=tmp_path / "two", **options)
+        evaluate(Davis(small_davis), Copy(), out=tmp_path / "two", **options)
     assert not (tmp_path / "two").exists()
     make.save(small_davis / "Annotations" / "480p" / "ant" / "00000.png", make.boxes((1, 0, 0)))
     with pytest.raises(InputError, match="ant.json is about another video 'ant' than the one given"):
-        evaluate(davis(small_davis, names=["ant"]), counting, out=tmp_path / "three", **options)
+        evaluate(Davis(small_davis), counting, out=tmp_path / "three", names=["ant"], **options)
     assert {path: path.read_bytes() for path in masks.rglob("*.png")} == before
 
 
 def test_a_process_waits_for_the_files_that_others_write(small_davis, tmp_path, monkeypatch):
     out, waited = tmp_path / "out", []
-    evaluate(davis(small_davis), source(), RULES, out, report=quiet)
+    evaluate(Davis(small_davis), source(), RULES, out, report=quiet)
     more = dict(export=tmp_path / "masks", pictures=True, report=quiet)
 
     def meanwhile(seconds):
         waited.append(sorted(path.name for path in (out / "pictures").iterdir()))
         assert not (out / "index.html").exists()
         monkeypatch.setenv("RANK", "1")
-        evaluate(davis(small_davis), source(), RULES, out, **more)
+        evaluate(Davis(small_davis), source(), RULES, out, **more)
 
     clock = SimpleNamespace(perf_counter=time.perf_counter, monotonic=time.monotonic, sleep=meanwhile)
-    monkeypatch.setattr("evaluation.run.time", clock)  # not the module's own, which subprocess sleeps by as well
+    monkeypatch.setattr(ranks, "time", clock)  # not the module's own, which subprocess sleeps by as well
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    evaluate(davis(small_davis), source(), RULES, out, **more)
+    evaluate(Davis(small_davis), source(), RULES, out, **more)
     assert waited == [["ant.png"]] and (out / "index.html").is_file()
+
+
+def test_a_process_does_not_wait_for_ever(small_davis, tmp_path, monkeypatch):
+    """RANK and WORLD_SIZE, left over in an environment, name processes that do not exist; torchrun would watch them."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(ranks, "PATIENCE", 0.0)
+    said = []
+    with pytest.raises(InputError, match=r"no other process has finished a video .* 2 are missing.* unset RANK and"):
+        evaluate(Davis(small_davis), Copy(), RULES, tmp_path / "out", report=said.append)
+    assert [path.name for path in (tmp_path / "out" / "videos").iterdir()] == ["ant.json"]
 
 
 @pytest.mark.parametrize("launcher", ["environment", pytest.param("torchrun", marks=pytest.mark.slow)])
@@ -229,7 +243,8 @@ def test_two_processes_give_what_one_gives(launcher, small_davis, tmp_path, caps
 
 
 def test_shares_are_even_and_the_same_everywhere(small_davis):
-    videos = list(davis(small_davis))
+    videos = list(Davis(small_davis).videos())
+    divide = ranks.divide
     assert [[v.name for v in share] for share in divide(videos, 2)] == [["ant"], ["two", "cow"]]
     assert [[v.name for v in share] for share in divide(videos[::-1], 2)] == [["ant"], ["cow", "two"]]
     assert [len(share) for share in divide(videos, 5)] == [1, 1, 1, 0, 0]
@@ -239,9 +254,10 @@ def test_shares_are_even_and_the_same_everywhere(small_davis):
 
 
 def test_copy_repeats_the_first_label(small_davis):
-    result = evaluate(davis(small_davis), tracker("copy", None), RULES, report=quiet)
-    scores = [s for v in davis(small_davis) for s in score_objects(v, [v.first] * len(v))]
-    assert result.row == davis_table(scores) and result.source == "copy (the first label repeated)"
+    result = evaluate(Davis(small_davis), tracker("copy", None), RULES, report=quiet)
+    davis = Davis(small_davis)
+    scores = {v.name: davis.score(v, [v.first] * len(v)) for v in davis.videos()}
+    assert result.row == davis.row(scores) and tracker("copy", None).name == "copy (the first label repeated)"
 
 
 def test_the_oracle_puts_true_labels_into_the_context():
@@ -263,9 +279,9 @@ def test_the_oracle_puts_true_labels_into_the_context():
 def test_the_oracle_is_better_and_says_what_it_is(small_davis, tmp_path, capsys):
     near = RULES.with_(radius=1)  # features that tell nothing: the true labels alone lead on
     nothing = Source("mine", lambda images: torch.ones(len(images), 8, 12, 3), 4, "w")
-    blind = evaluate(davis(small_davis), nothing, near, report=quiet)
+    blind = evaluate(Davis(small_davis), nothing, near, report=quiet)
     oracle = tracker("oracle:mine", lambda name: nothing)
-    result = evaluate(davis(small_davis), oracle, near, tmp_path / "out", pictures=True)
+    result = evaluate(Davis(small_davis), oracle, near, tmp_path / "out", pictures=True)
     assert result.row["J&F-Mean"] > blind.row["J&F-Mean"] + 0.01
     label = "oracle (true labels as context), mine"
     lines = capsys.readouterr().out.splitlines()
@@ -277,21 +293,10 @@ def test_the_oracle_is_better_and_says_what_it_is(small_davis, tmp_path, capsys)
         tracker("oracle:copy", source)
 
 
-def test_true_labels_reach_the_oracle_alone(small_davis):
-    video = next(davis(small_davis))
-    truth = true_labels(video)
-    assert sorted(truth) == [0, 1, 2, 3] and (truth[3] == 1).sum() == 64
-    for what in (source(), Copy()):
-        with pytest.raises(InputError, match="true labels go to the oracle, and to it alone"):
-            list(follow(video, what, RULES, oracle=truth))
-    with pytest.raises(InputError, match="true labels go to the oracle, and to it alone"):
-        list(follow(video, Oracle(source()), RULES))
-
-
 def test_the_oracle_of_joints_uses_what_is_known(small_keypoints):
     file, pictures = small_keypoints
     rules = protocol("dino", size="32x48", radius=0)
-    result = evaluate(keypoints(file, pictures), Oracle(source()), rules, benchmark=JOINTS, report=quiet)
+    result = evaluate(Joints(file, pictures), Oracle(source()), rules, report=quiet)
     assert 0 <= result.row["PCK@0.5"] <= 1
 
 
@@ -299,8 +304,9 @@ def test_an_object_that_the_first_mask_lacks_does_not_disturb_the_oracle(small_d
     for t in range(1, 6):
         labels = make.boxes((1, 4 + t, 4 + 3 * t), (9, 20, 36))
         make.save(small_davis / "Annotations" / "480p" / "ant" / f"{t:05d}.png", labels)
-    video = next(v for v in davis(small_davis) if v.name == "ant")
-    results = list(follow(video, Oracle(source()), RULES, oracle=true_labels(video)))
+    (video,) = Davis(small_davis).videos(["ant"])
+    assert sorted(true_labels(video)) == [0, 1, 2, 3, 4, 5]
+    results = list(follow(video, Oracle(source()), RULES))
     assert np.unique(results).tolist() == [0, 1]
 
 
@@ -308,39 +314,46 @@ def test_an_object_that_the_first_mask_lacks_does_not_disturb_the_oracle(small_d
 
 
 def test_classes(small_camvid, tmp_path, capsys):
-    result = evaluate(dense_labels(small_camvid), source(), RULES, tmp_path / "out", benchmark=CAMVID)
-    (video,) = dense_labels(small_camvid)
-    assert result.row == {"mIoU": mean_iou(count_classes(video, list(follow(video, source(), RULES)), 11))}
+    camvid = CamVid(small_camvid)
+    result = evaluate(camvid, source(), RULES, tmp_path / "out")
+    (video,) = camvid.videos()
+    results = list(follow(video, source(), RULES))
+    counts = sum(confusion(truth, found, 11) for _, truth, found in video.truth(results))
+    assert result.row == {"mIoU": mean_iou(counts)}
     assert capsys.readouterr().out.splitlines()[2].split()[:2] == ["camvid", "3"]
-    again = evaluate(dense_labels(small_camvid), source(), RULES, tmp_path / "out", benchmark=CAMVID, report=quiet)
+    again = evaluate(camvid, source(), RULES, tmp_path / "out", report=quiet)
     assert again.row == result.row
 
 
 def test_joints_with_the_stricter_count_beside(small_jhmdb, tmp_path, capsys):
     lost = Source("nothing is found", lambda images: torch.zeros(len(images), 8, 12, 3), 4)
+    jhmdb = JHMDB(small_jhmdb)
     for what in (source(), lost, Copy()):
-        out = tmp_path / what.name
-        result = evaluate(jhmdb(small_jhmdb), what, RULES, out, benchmark=JOINTS)
-        (video,) = jhmdb(small_jhmdb)
-        results = list(follow(video, what, RULES))
-        for suffix, strict in (("", False), (" strict", True)):
-            errors = score_joints(video, results, strict=strict)
-            for alpha in (0.1, 0.2, 0.3, 0.4, 0.5):
-                expected = pck([errors], alpha)
-                assert result.row[f"PCK@{alpha}{suffix}"] == expected or math.isnan(expected)
-        again = evaluate(jhmdb(small_jhmdb), what, RULES, out, benchmark=JOINTS, report=quiet)
+        result = evaluate(jhmdb, what, RULES, tmp_path / what.name)
+        (video,) = jhmdb.videos()
+        results = np.stack(list(follow(video, what, RULES)))
+        errors = joint_errors(np.stack([video.label(t) for t in range(4)]), results)
+        found = (results[..., 0] >= 0) & ~np.isnan(errors)
+        for alpha in (0.1, 0.2, 0.3, 0.4, 0.5):
+            right = [np.mean(errors[1:, j] <= alpha) for j in range(15)]
+            assert result.row[f"PCK@{alpha} strict"] == pytest.approx(np.mean(right), abs=1e-12)
+            shares = [np.mean(errors[found[:, j], j] <= alpha) for j in range(15) if found[:, j].any()]
+            expected = np.mean(shares) if shares else math.nan
+            assert result.row[f"PCK@{alpha}"] == pytest.approx(expected, abs=1e-12, nan_ok=True)
+        again = evaluate(jhmdb, what, RULES, tmp_path / what.name, report=quiet)
         assert str(again.row) == str(result.row)  # NaN is not itself
-        json.loads((out / "results.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+        text = (tmp_path / what.name / "results.json").read_text()
+        json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
         assert "PCK@0.1 strict" in capsys.readouterr().out
     record = json.loads((tmp_path / source().name / "videos" / "catch" / "clip.json").read_text())
-    assert record["scores"]["errors"][0] == [None] * 15  # frame 0 is not counted
+    assert record["scores"]["strict"] == [3] * 15  # frame 0 is not counted
 
 
 def test_anyone_s_pictures_are_followed_but_not_scored(small_davis, tmp_path, capsys):
     pictures = small_davis / "JPEGImages" / "480p" / "two"
-    videos = [folder(pictures, small_davis / "Annotations" / "480p" / "two" / "00000.png")]
+    own = Folder(pictures, small_davis / "Annotations" / "480p" / "two" / "00000.png")
     out, export = tmp_path / "out", tmp_path / "masks"
-    result = evaluate(videos, source(), RULES, out, benchmark=UNSCORED, export=export, pictures=True)
+    result = evaluate(own, source(), RULES, out, export=export, pictures=True)
     assert result.row == {} and "nothing to score against" in capsys.readouterr().out
     assert len(list((export / "two").iterdir())) == 4 and (out / "index.html").is_file()
 
@@ -351,8 +364,8 @@ def test_anyone_s_pictures_are_followed_but_not_scored(small_davis, tmp_path, ca
 def test_a_training_loop_is_handed_a_function(small_davis):
     torch.manual_seed(0)
     model = MaskedAutoencoderViT(48, 8, 48, 2, 4, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=4)
-    score = propagation_score(davis(small_davis), RULES, frames=4)
-    expected = evaluate(davis(small_davis), model_source("same", model), RULES, frames=4, report=quiet).row
+    score = propagation_score(Davis(small_davis), RULES, frames=4)
+    expected = evaluate(Davis(small_davis), model_source("same", model), RULES, frames=4, report=quiet).row
     model.train()
     state = torch.get_rng_state()
     assert score(model) == expected and model.training and torch.equal(torch.get_rng_state(), state)
@@ -377,8 +390,8 @@ def test_what_identifies_weights(tmp_path):
 
 
 def test_exported_masks_are_what_was_scored(small_davis, tmp_path):
-    evaluate(davis(small_davis), source(), RULES, tmp_path / "out", export=tmp_path / "masks", report=quiet)
-    for video in davis(small_davis):
+    evaluate(Davis(small_davis), source(), RULES, tmp_path / "out", export=tmp_path / "masks", report=quiet)
+    for video in Davis(small_davis).videos():
         results = list(follow(video, source(), RULES))
         found = sorted((tmp_path / "masks" / video.name).iterdir())
         assert [path.name for path in found] == [f"{path.stem}.png" for path in video.paths]
@@ -387,17 +400,24 @@ def test_exported_masks_are_what_was_scored(small_davis, tmp_path):
             assert picture.mode == "P"
             np.testing.assert_array_equal(np.array(picture), result)  # as the official tool reads it
     (tmp_path / "masks" / "cow" / "00004.png").unlink()  # a finished video whose files are gone is followed again
-    evaluate(davis(small_davis), source(), RULES, tmp_path / "out", export=tmp_path / "masks", report=quiet)
+    evaluate(Davis(small_davis), source(), RULES, tmp_path / "out", export=tmp_path / "masks", report=quiet)
     assert (tmp_path / "masks" / "cow" / "00004.png").is_file()
 
 
-@pytest.mark.parametrize("benchmark", [OBJECTS, UNSCORED])
-def test_bad_arguments(benchmark, small_davis, tmp_path):
+def test_bad_arguments(small_davis):
+    davis = Davis(small_davis)
     with pytest.raises(InputError, match="1 frames of each video were asked for"):
-        evaluate(davis(small_davis), source(), RULES, benchmark=benchmark, frames=1)
-    with pytest.raises(InputError, match="there is no video"):
-        evaluate([], source(), RULES, benchmark=benchmark)
-    with pytest.raises(InputError, match="two videos are called 'two'"):
-        evaluate([*davis(small_davis), *davis(small_davis)], source(), RULES, benchmark=benchmark)
+        evaluate(davis, source(), RULES, frames=1)
     with pytest.raises(InputError, match="pictures need a folder"):
-        evaluate(davis(small_davis), source(), RULES, benchmark=benchmark, pictures=True)
+        evaluate(davis, source(), RULES, pictures=True)
+    (small_davis / "ImageSets" / "2017" / "val.txt").write_text("two\ntwo\n")
+    with pytest.raises(InputError, match="two videos are called 'two'"):
+        evaluate(davis, source(), RULES)
+
+
+def test_a_loop_of_one_s_own_over_videos(small_davis):
+    """`records` is the whole evaluation: no folder, no lines, and any videos."""
+    davis = Davis(small_davis)
+    found = list(records(davis, davis.videos(["ant"]), Copy(), RULES))
+    assert [(record["video"], record["frames"]) for record in found] == [("ant", 6)]
+    assert davis.row({"ant": found[0]["scores"]})["J-Mean"] < 1
