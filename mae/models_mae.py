@@ -42,6 +42,7 @@ class MAEEncoder(nn.Module):
         depth: int = 24,
         num_heads: int = 16,
         mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
     ):
         super().__init__()
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -52,13 +53,16 @@ class MAEEncoder(nn.Module):
             img_size=img_size, patch_size=patch_size, embed_dim=embed_dim,
             depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,
         )  # fmt: skip
+        if norm_eps != 1e-6:
+            self.encoder_config["norm_eps"] = norm_eps
+        layer_norm: Any = partial(nn.LayerNorm, eps=norm_eps)
         self.patch_embed = PatchEmbed((height, width), patch_size, 3, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(sincos_positions(embed_dim, self.grid), requires_grad=False)
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=layer_norm) for _ in range(depth)
         )
-        self.norm = LayerNorm(embed_dim)
+        self.norm = layer_norm(embed_dim)
         nn.init.normal_(self.cls_token, std=0.02)
         self.apply(init_weights)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(embed_dim, -1))  # as the linear map that it is
@@ -120,22 +124,25 @@ class MaskedAutoencoderViT(MAEEncoder):
         decoder_num_heads: int = 16,
         mlp_ratio: float = 4.0,
         norm_pix_loss: bool = True,
+        norm_eps: float = 1e-6,
     ):
-        super().__init__(img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio)
+        super().__init__(img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, norm_eps)
         self.norm_pix_loss = norm_pix_loss
         self.decoder_is_pretrained = False  # set where weights are loaded
+        self.cross_decoder: Any = None  # a decoder of pairs, where weights with one are loaded
         self.decoder_config: dict[str, Any] = dict(
             decoder_embed_dim=decoder_embed_dim, decoder_depth=decoder_depth, decoder_num_heads=decoder_num_heads
         )
         width = decoder_embed_dim
+        layer_norm: Any = partial(nn.LayerNorm, eps=norm_eps)
         self.decoder_embed = nn.Linear(embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.decoder_pos_embed = nn.Parameter(sincos_positions(width, self.grid), requires_grad=False)
         self.decoder_blocks = nn.ModuleList(
-            Block(width, decoder_num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            Block(width, decoder_num_heads, mlp_ratio, qkv_bias=True, norm_layer=layer_norm)
             for _ in range(decoder_depth)
         )
-        self.decoder_norm = LayerNorm(width)
+        self.decoder_norm = layer_norm(width)
         self.decoder_pred = nn.Linear(width, patch_size**2 * 3)
         nn.init.normal_(self.mask_token, std=0.02)
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):

@@ -131,6 +131,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         opcodes = pickle_opcodes(path)
     except Exception:  # as above
         return "is a damaged or cut off checkpoint: get it again"
+    if not opcodes and all(name.endswith(".npy") for name in zipfile.ZipFile(path).namelist()):
+        return "holds NumPy arrays (as RVM's weights do), which no model here reads: give a checkpoint of PyTorch"
     if not opcodes:
         return "is an archive without a checkpoint in it: give the path of a checkpoint file"
     words = {word for _, word in opcodes if isinstance(word, str)}

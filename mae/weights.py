@@ -13,6 +13,10 @@ from torch import Tensor, nn
 
 from common.download import download
 from common.errors import InputError
+from mae.formats import identify, load, split_options
+from mae.formats.folding import as_mae
+from mae.formats.mae import PLAIN
+from mae.formats.opening import FOLDER_FILES, open_weights
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT
 from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, fuse_qkv, inflate, pixel_statistics
 from mae.public import PUBLIC_WEIGHTS, PUBLIC_WEIGHTS_ST
@@ -28,22 +32,45 @@ _DECODER_ST = _DECODER + tuple(
 def load_pretrained(path: str | Path, arch: str, **overrides: Any) -> MaskedAutoencoderViT:
     """A MAE of the named architecture with the weights of a file, or of the public file that a folder holds.
 
+    The encoder of any family of `mae.formats` will do, of a folder of timm or Transformers too. What our encoder has no
+    place for is folded into its weights, and the rest is said (`mae.formats.folding`). A cross-self decoder is kept as
+    the model's `cross_decoder`, for `ml.SiamMAE` to take over.
+
     Unless it is given, `norm_pix_loss` follows the file: what its training arguments say; else True for the public
     `mae_pretrain_*`, and for any file without a decoder (which then stays as it was initialised, and that is said);
     else False, as for the public `mae_visualize_*`. Raises `InputError` for a file that does not fit to the last name.
     """
     if arch not in ARCHITECTURES:
         raise InputError(f"unknown architecture {arch!r}; there are {', '.join(ARCHITECTURES)}")
-    path = _weights_file(Path(path), arch, PUBLIC_WEIGHTS)
-    checkpoint = read_checkpoint(path, mmap=True)  # copied into the model below, so that the file is soon let go
-    state = state_dict_of(checkpoint, source=path)
+    path, options = split_options(_weights_file(Path(path), arch, PUBLIC_WEIGHTS))
+    weights = open_weights(path)
+    family, decoder = identify(weights, options.get("kind")), None
+    known: dict[str, Any] = {}
+    if family.name in PLAIN:
+        state = weights.state
+        known["norm_pix_loss"] = weights.setting("norm_pix_loss")
+    else:
+        loaded = load(path, **options)
+        encoder, differences = as_mae(loaded)
+        print(f"{path.name}: {loaded.about}{''.join(f'; {words}' for words in differences)}", flush=True)
+        state, decoder = encoder.state_dict(), loaded.decoder()
+        known = dict(img_size=encoder.config["img_size"], norm_eps=encoder.config.get("norm_eps", 1e-6))
+        known["norm_pix_loss"] = decoder and decoder.norm_pix_loss
+        if decoder and decoder.kind == "mae":
+            names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+            state, known = {**state, **decoder.state}, {**known, **dict(zip(names, decoder.size, strict=True))}
+        heads = ARCHITECTURES[arch](**known | overrides).encoder_config["num_heads"]
+        if heads != encoder.config["num_heads"]:
+            raise InputError(f"{path} has attention of {encoder.config['num_heads']} heads, and {arch} of {heads}")
     encoder_only = not any(_matches(name, _DECODER) for name in state)
-    if encoder_only:
+    if encoder_only and not decoder:
         print(f"{path.name} holds an encoder only: the decoder starts untrained", flush=True)
-    normalised = getattr(checkpoint.get("args"), "norm_pix_loss", path.name.startswith("mae_pretrain_"))
-    model = ARCHITECTURES[arch](**{"norm_pix_loss": encoder_only or bool(normalised), **overrides})
+    if known["norm_pix_loss"] is None:
+        known["norm_pix_loss"] = encoder_only or path.name.startswith("mae_pretrain_")
+    model = ARCHITECTURES[arch](**{**known, **overrides})
     load_strictly(model, state, allowed_missing=_POSITIONS + (_DECODER if encoder_only else ()), source=path)
     model.decoder_is_pretrained = not encoder_only
+    model.cross_decoder = decoder if decoder and decoder.kind != "mae" else None
     return model
 
 
@@ -122,7 +149,7 @@ def load_strictly(
 
 def _weights_file(path: Path, arch: str, public: Mapping[str, str]) -> Path:
     """The file itself, or of a folder the preferred one of the public files for an architecture."""
-    if not path.is_dir():
+    if not path.is_dir() or any((path / name).is_file() for name in (*FOLDER_FILES, "encoder.pt")):
         return path
     size = "_".join(arch.split("_")[-3:-1])  # such as vit_base
     wanted = [name for name in public if size in name]

@@ -141,6 +141,10 @@ class CrossDecoder(nn.Module):
         Cross-attention joins with an output of zero, so that `cross-self` begins by predicting what MAE predicts.
         """
         size, mlp_ratio = mae.decoder_config, mae.encoder_config["mlp_ratio"]
+        if mae.cross_decoder is not None and kind == mae.cross_decoder.kind:  # of weights that were trained on pairs
+            decoder = cls(mae.embed_dim, mae.patch_size, mae.grid, kind=kind, **mae.cross_decoder.sizes)
+            decoder.load_state_dict(mae.cross_decoder.state)
+            return decoder
         dim, depth, num_heads = (size[f"decoder_{x}"] for x in ("embed_dim", "depth", "num_heads"))
         decoder = cls(
             mae.embed_dim, mae.patch_size, mae.grid,
@@ -207,7 +211,8 @@ class SiamMAE(nn.Module):
         own = self.encoder.state_dict()
         self.encoder.load_state_dict({key: value for key, value in mae.state_dict().items() if key in own})
         if pretrained_decoder is None:
-            pretrained_decoder = getattr(mae, "decoder_is_pretrained", False)
+            taken = getattr(mae, "cross_decoder", None)
+            pretrained_decoder = getattr(mae, "decoder_is_pretrained", False) or (taken and taken.kind == decoder_kind)
         if pretrained_decoder:
             if not isinstance(mae, MaskedAutoencoderViT):
                 raise InputError("pretrained_decoder=True, but this MAE is an encoder alone; pass one with a decoder")

@@ -33,6 +33,7 @@ __all__ = ["FAMILIES", "Decoder", "Family", "Loaded", "identify", "load", "load_
 
 # The first that fits is it: those with marks of their own before those that only have a vision transformer's names.
 FAMILIES: dict[str, Family] = {
+    **{family.name: family for family in refused.FAMILIES},
     "own": own.FAMILY,
     "replicate": replicate.FAMILY,
     "eleander": eleander.FAMILY,
@@ -47,7 +48,6 @@ FAMILIES: dict[str, Family] = {
     "vit": hf_vitmae.VIT,
     "tcore": dinov2.TCORE,
     "dinov2": dinov2.DINOV2,
-    **{f"refused{n}": family for n, family in enumerate(refused.FAMILIES)},
     "mae": mae.FAMILY,
     "dino": dino.FAMILY,
     "timm": timm_vit.FAMILY,
@@ -82,7 +82,13 @@ def load(path: str | Path, *, kind: str | None = None, num_heads: int | None = N
     family = identify(weights, kind)
     if family.refused:
         raise InputError(f"{path} holds {family.name}: {family.refused}")
-    encoder = (family.build or (lambda w, n: build_encoder(family, w, n)))(weights, num_heads)
+    try:
+        encoder = family.build(weights, num_heads) if family.build else build_encoder(family, weights, num_heads)
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # of odd shapes
+        shapes = (f"{name} {list(value.shape)}" for name, value in weights.state.items())
+        raise InputError(f"{path} looks like {family.name}, but does not fit; it begins with {few(shapes)}") from error
     return Loaded(family, weights, encoder, describe(family, weights, encoder))
 
 

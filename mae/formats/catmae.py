@@ -9,4 +9,5 @@ FAMILY = Family(
     options=lambda weights: dict(positions="scale"),
     others=DECODER,
     left_out="decoder left out: post-norm, of three frames",
+    fixed_positions=True,
 )

@@ -16,4 +16,5 @@ FAMILY = Family(
     options=lambda weights: dict(positions="scale"),
     others=DECODER,
     left_out="decoder left out: post-norm, MLP before self-attention",
+    fixed_positions=True,
 )

@@ -1,7 +1,7 @@
 """DINO (facebookresearch/dino): a teacher and a student with heads, or the backbone alone."""
 
 from mae.formats.family import Family
-from mae.formats.mae import is_plain_vit
+from mae.formats.mae import has_fixed_positions, is_plain_vit
 from mae.formats.opening import Weights
 from mae.patches import IMAGENET_MEAN
 
@@ -20,4 +20,6 @@ def _options(weights: Weights) -> dict:
 
 
 FAMILY = Family("DINO", _fits, options=_options, others=_HEADS, left_out="head left out")
-BACKBONE = Family("DINO, backbone", lambda weights: is_plain_vit(weights) and weights.bare, options=_options)
+BACKBONE = Family(
+    "DINO, backbone", lambda w: is_plain_vit(w) and w.bare and not has_fixed_positions(w), options=_options
+)

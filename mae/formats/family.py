@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.errors import InputError
 from mae.formats.encoder import Encoder
 from mae.formats.opening import State, Weights
+from mae.positions import sincos_positions
 from mae.reading import few
 
 # Heads of the vision transformers that have a name, by width and depth: Ti, S, B, L, H, and DINOv2's and VideoMAE's g.
@@ -30,7 +31,8 @@ class Family:
     fits: whether a file is one of it, by its names. rename: its names → MAE's. options: keywords of `Encoder` that no
     name tells. others: prefixes of names that are no part of the encoder. left_out: what these are, in words. decoder:
     its weights under the names of `ml.SiamMAE.CrossDecoder`, where it is one. build: its own module in place of
-    `Encoder`. refused: why it cannot be read, if so.
+    `Encoder`. refused: why it cannot be read, if so. fixed_positions: positions are sines
+    and cosines, which some files leave out.
     """
 
     name: str
@@ -39,9 +41,10 @@ class Family:
     options: Callable[[Weights], dict[str, Any]] = lambda weights: {}
     others: tuple[str, ...] = ()
     left_out: str = ""
-    decoder: Callable[["Family", Weights], "Decoder"] | None = None
+    decoder: Callable[["Family", Weights], "Decoder | None"] | None = None
     build: Callable[[Weights, int | None], nn.Module] | None = None
     refused: str = ""
+    fixed_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,13 @@ class Decoder:
     norm_pix_loss: bool
     mask_ratio: float | None = None
     kind: str = "cross-self"
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Its sizes as keywords of `CrossDecoder`."""
+        hidden = next(value.shape[0] for name, value in self.state.items() if name.endswith("mlp.fc1.weight"))
+        sizes = zip(("dim", "depth", "num_heads"), self.size, strict=True)
+        return {**dict(sizes), "mlp_ratio": hidden / self.size[0]}
 
 
 @dataclass
@@ -73,6 +83,10 @@ def build_encoder(family: Family, weights: Weights, num_heads: int | None) -> En
     """The encoder of a family's file, loaded strictly: each name is the encoder's or one of the family's `others`."""
     state = encoder_state(family, weights)
     keywords = {**_sizes(family, weights, state), **family.options(weights)}
+    if "grid" not in keywords and family.fixed_positions and "cls_token" in state:
+        size, patch = image_size(weights) or (224, 224), keywords["patch_size"]
+        keywords |= dict(table="class", grid=(size[0] // patch, size[1] // patch))
+        state["pos_embed"] = sincos_positions(keywords["embed_dim"], keywords["grid"])
     if "grid" not in keywords:
         raise InputError(f"{weights.path} looks like {family.name}, but does not fit (1 missing: pos_embed)")
     width, depth = keywords["embed_dim"], keywords["depth"]
@@ -171,7 +185,7 @@ def _sizes(family: Family, weights: Weights, state: State) -> dict[str, Any]:
         state.get(name) for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
     )
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    if kernel is None or kernel.ndim not in (4, 5) or first is None or last is None:
+    if kernel is None or first is None or last is None:
         raise InputError(
             f"{weights.path} looks like {family.name}, but its encoder is not in it: expected patch_embed.proj.weight, "
             f"blocks.0.mlp.fc1.weight and others, found {few(weights.state)}"

@@ -53,5 +53,5 @@ def _is_mae(weights: Weights) -> bool:
     return _fits(weights) and weights.has(r"decoder\.decoder_embed\.")
 
 
-VITMAE = Family("ViTMAE of Transformers", _is_mae, to_mae, _options, DECODER, "decoder of MAE", mae_decoder)
+VITMAE = Family("ViTMAE of Transformers", _is_mae, to_mae, _options, DECODER, "with MAE's decoder", mae_decoder)
 VIT = Family("ViT of Transformers", _fits, to_mae, _options, ("mask_token", "decoder."))

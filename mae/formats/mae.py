@@ -1,9 +1,13 @@
 """MAE (He et al. 2021; facebookresearch/mae): encoder, and a decoder of self-attention that ours can begin with."""
 
+import math
 from typing import Any
+
+import torch
 
 from mae.formats.family import Decoder, Family, heads_of
 from mae.formats.opening import State, Weights
+from mae.positions import sincos_positions
 
 DECODER = ("decoder_", "mask_token")
 
@@ -19,7 +23,7 @@ def mae_decoder(family: Family, weights: Weights) -> Decoder:
     heads = heads_of(weights, width, depth, _USUAL.get(width), prefix="decoder_")
     stated = weights.setting("norm_pix_loss")
     normalised = weights.path.name.startswith("mae_pretrain_") if stated is None else bool(stated)
-    return Decoder(state, (width, depth, heads), normalised, kind="mae")
+    return Decoder(state, (width, depth, heads), bool(normalised), kind="mae")
 
 
 def is_plain_vit(weights: Weights) -> bool:
@@ -27,8 +31,17 @@ def is_plain_vit(weights: Weights) -> bool:
     return weights.has("cls_token") and weights.has("pos_embed") and weights.has(r"blocks\.0\.attn\.")
 
 
+def has_fixed_positions(weights: Weights) -> bool:
+    """Whether the positions are MAE's sines and cosines; a bare encoder tells by nothing else whose it is."""
+    table = weights.state.get("pos_embed")
+    side = math.isqrt(table.shape[1] - 1) if table is not None and table.ndim == 3 else 0
+    if table is None or table.shape[1:] != (side * side + 1, table.shape[2]) or table.shape[2] % 4:
+        return False
+    return torch.allclose(table, sincos_positions(table.shape[2], (side, side)), atol=1e-2)
+
+
 def _fits(weights: Weights) -> bool:
-    return has_decoder(weights) and weights.has("pos_embed$") and not weights.has("cross_decoder")
+    return has_decoder(weights) and not weights.has("pos_embed_spatial") and not weights.has("cross_decoder")
 
 
 def _depth(state: State) -> int:
@@ -41,5 +54,19 @@ def _options(weights: Weights) -> dict[str, Any]:
 
 _USUAL = {512: 16, 256: 8}  # the decoders of the public models, and of reproductions
 
-FAMILY = Family("MAE", _fits, options=_options, others=DECODER, decoder=mae_decoder, left_out="decoder of MAE")
-ENCODER = Family("MAE, encoder only", lambda w: is_plain_vit(w) and not w.bare, options=_options)
+FAMILY = Family(
+    "MAE",
+    _fits,
+    options=_options,
+    others=DECODER,
+    decoder=mae_decoder,
+    left_out="with MAE's decoder",
+    fixed_positions=True,
+)
+ENCODER = Family(
+    "MAE, encoder only",
+    lambda w: is_plain_vit(w) and (not w.bare or has_fixed_positions(w)),
+    options=_options,
+    fixed_positions=True,
+)
+PLAIN = (FAMILY.name, ENCODER.name)  # read by `mae.weights` as they are

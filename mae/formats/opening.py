@@ -25,7 +25,7 @@ _SETTINGS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt")
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # The patch embedding, by which the encoder is found under whatever prefix: timm's name, and Transformers'.
 _EMBEDDINGS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
-_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 @dataclass
@@ -61,7 +61,7 @@ def open_weights(path: str | Path) -> Weights:
     if path.is_dir():
         return _open_folder(path)
     config = path.parent / "config.json"
-    beside = _read_json(config) if path.name in _FILES and config.is_file() else {}
+    beside = _read_json(config) if path.name in FOLDER_FILES and config.is_file() else {}
     if path.name.endswith(".index.json"):
         return _unwrap(path, _read_shards(path), beside, folder=True)
     try:
@@ -75,7 +75,7 @@ def open_weights(path: str | Path) -> Weights:
 
 
 def _open_folder(path: Path) -> Weights:
-    for name in _FILES:
+    for name in FOLDER_FILES:
         if (path / name).is_file():
             return open_weights(path / name)
     parts = [path / f"{part}.pt" for part in ("encoder", "embedding", "decoder")]
@@ -113,13 +113,19 @@ def _unwrap(path: Path, checkpoint: Mapping[str, Any], beside: Mapping[str, Any]
     elif not chosen and keys[-1:] == ["student"]:
         chosen = "student"
     state = _without_wrappers(tensors)
-    prefix = _encoder_prefix(state)
+    prefix, others = _encoder_prefixes(state)
+    parent = prefix[: prefix.rstrip(".").rfind(".") + 1]  # of "model.encoder.", a decoder lies below "model."
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    outside = {name: value for name, value in state.items() if not name.startswith(prefix) and name not in inside}
+    outside = {
+        name.removeprefix(parent): value
+        for name, value in state.items()
+        if not name.startswith((prefix, *others))  # others are encoders as well
+    }
+    chosen = chosen or next((word for word in _AVERAGED if word in prefix), "")
     half = any(value.dtype in (torch.float16, torch.bfloat16) for value in inside.values())
     epoch = checkpoint.get("epoch")
     return Weights(
-        path, {k: v.float() if v.is_floating_point() else v for k, v in {**inside, **outside}.items()},
+        path, {k: v.float() if v.is_floating_point() else v for k, v in {**outside, **inside}.items()},
         settings, epoch if isinstance(epoch, int) else None, chosen, prefix,
         bare=not keys and not folder, folder=folder, half=half,
     )  # fmt: skip
@@ -143,11 +149,12 @@ def _without_wrappers(tensors: Mapping[str, Tensor]) -> State:
     return short if len(short) == len(tensors) else dict(tensors)
 
 
-def _encoder_prefix(state: State) -> str:
-    """What stands before the encoder's names; of several encoders, the teacher's."""
-    prefixes = [name.removesuffix(mark) for mark in _EMBEDDINGS for name in state if f".{name}".endswith(f".{mark}")]
-    wanted = ("teacher", "ema", "target", "")
-    return next((p for word in wanted for p in sorted(prefixes, key=len) if word in p), "")
+def _encoder_prefixes(state: State) -> tuple[str, list[str]]:
+    """What stands before the names of the encoder, and before those of other ones; of several, the teacher is it."""
+    found = {name.removesuffix(mark) for mark in _EMBEDDINGS for name in state if f".{name}".endswith(f".{mark}")}
+    prefixes = sorted(found, key=len)
+    chosen = next((p for word in ("teacher", "ema", "target", "") for p in prefixes if word in p), "")
+    return chosen, [prefix for prefix in prefixes if prefix != chosen and not chosen.startswith(prefix)]
 
 
 def _as_dict(settings: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mae.formats.family import Family, load_into
+from mae.formats.family import Decoder, Family, load_into
 from mae.formats.opening import Weights
 from mae.models_mae import MAEEncoder
 
@@ -16,7 +16,9 @@ def _config(weights: Weights) -> dict[str, Any] | None:
     """The encoder's keywords, where a checkpoint's or an export's settings have all of them."""
     inner = weights.settings.get("mae")
     known = inner if isinstance(inner, dict) else weights.settings
-    return {name: known[name] for name in _SIZES} if all(name in known for name in _SIZES) else None
+    if not all(name in known for name in _SIZES):
+        return None
+    return {name: known[name] for name in (*_SIZES, "norm_eps") if name in known}
 
 
 def _fits(weights: Weights) -> bool:
@@ -38,4 +40,15 @@ def _build(weights: Weights, num_heads: int | None) -> nn.Module:
     return encoder.eval()
 
 
-FAMILY = Family("SiamMAE of this workspace", _fits, build=_build)
+def _decoder(family: Family, weights: Weights) -> Decoder | None:
+    """A checkpoint's own decoder; an exported encoder has none."""
+    state = {n.removeprefix("decoder."): v for n, v in weights.state.items() if n.startswith("decoder.")}
+    if not state:
+        return None
+    config = weights.settings
+    return Decoder(
+        state, tuple(config["decoder_size"]), config["norm_pix_loss"], config["mask_ratio"], config["decoder_kind"]
+    )
+
+
+FAMILY = Family("SiamMAE of this workspace", _fits, build=_build, decoder=_decoder)

@@ -10,11 +10,12 @@ def _rotary(weights: Weights) -> bool:
 
 def _vjepa(weights: Weights) -> bool:
     kernel = weights.state.get("patch_embed.proj.weight")
-    plain = weights.has(r"blocks\.0\.attn\.qkv\.") and not weights.has("cls_token") and not weights.has("q_bias")
-    return kernel is not None and kernel.ndim == 5 and plain and not weights.has("pos_embed") and not weights.half
+    plain = weights.has(r"blocks\.0\.attn\.qkv\.bias") and not weights.has("(cls_token|pos_embed_spatial)")
+    return kernel is not None and kernel.ndim == 5 and plain
 
 
 FAMILIES = (
+    Family("V-JEPA", _vjepa, refused="it turns its tokens by their place and step (RoPE), which no model here does"),
     Family(
         "DINOv3",
         _rotary,

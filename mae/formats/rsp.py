@@ -9,4 +9,5 @@ FAMILY = Family(
     options=lambda weights: dict(positions="scale", **PIXELS),
     others=("decoder_", "mask_token", "to_posterior.", "to_prior."),
     left_out="decoder left out: all its queries are mask tokens, and it draws from a latent",
+    fixed_positions=True,
 )

@@ -7,10 +7,10 @@ from mae.formats.opening import Weights
 
 
 def _fits(weights: Weights) -> bool:
-    return weights.has(r"patch_embed\.proj\.") and weights.has(r"blocks\.0\.attn\.qkv\.") and (
-        "pretrained_cfg" in weights.settings or "architecture" in weights.settings
-        or weights.has(r"head\.weight") or weights.has("reg_token")
-    )  # fmt: skip
+    if not (weights.has(r"patch_embed\.proj\.") and weights.has(r"blocks\.0\.attn\.qkv\.")):
+        return False
+    told = "pretrained_cfg" in weights.settings or "architecture" in weights.settings
+    return told or (weights.bare and weights.has(r"head\.weight|reg_token|blocks\.0\.ls1|norm_pre|fc_norm"))
 
 
 def _options(weights: Weights) -> dict[str, Any]:

@@ -84,4 +84,5 @@ FAMILY = Family(
     others=("decoder_", "mask_token"),
     decoder=_decoder,
     left_out="with its cross-self decoder",
+    fixed_positions=True,
 )

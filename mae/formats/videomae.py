@@ -11,7 +11,7 @@ from mae.formats.opening import Weights
 
 def _fits(weights: Weights) -> bool:
     clips = any(name.endswith("patch_embed.proj.weight") and v.ndim == 5 for name, v in weights.state.items())
-    return clips and weights.has(r"blocks\.0\.attn\.(q_bias|qkv)") and not weights.has("pos_embed")
+    return clips and weights.has(r"blocks\.0\.attn\.qkv") and not weights.has("(pos_embed|cls_token)")
 
 
 def _options(weights: Weights) -> dict[str, Any]:

@@ -1,0 +1,324 @@
+"""One model in every wrapping that files have; and files that are something else, each with one sentence."""
+
+import argparse
+import os
+import pickle
+import re
+import sys
+import zipfile
+from functools import partial
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from common.errors import InputError
+from mae.formats import FAMILIES, identify, load, load_encoder
+from mae.formats.opening import open_weights
+
+legacy = partial(torch.save, _use_new_zipfile_serialization=False)
+
+
+def read(path, num_heads=4, **options):
+    return load_encoder(path, num_heads=num_heads, say=lambda line: None, **options)
+
+
+def below(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.fixture
+def cropmae(golden):
+    """Weights by name, images, and the features that belong to them."""
+    recorded = golden("cropmae")
+    return recorded.state, recorded.video("images_48x80"), recorded["features_48x80"]
+
+
+@pytest.mark.parametrize("save", [torch.save, legacy], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "module.",
+        "backbone.",
+        "base_encoder.",
+        "_orig_mod.",
+        "module._orig_mod.",
+        "model.",
+        "net.encoder.",
+        "encoder.",
+    ],
+)
+@torch.no_grad()
+def test_prefixes(tmp_path, cropmae, prefix, save):
+    state, images, features = cropmae
+    save({"model": {prefix + name: value for name, value in state.items()}}, tmp_path / "a.pth")
+    torch.testing.assert_close(read(tmp_path / "a.pth").encode(images), features, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state, other: {"state_dict": state, "epoch": 3},
+        lambda state, other: {"module": state},
+        lambda state, other: {"model": {"state_dict": state}},
+        lambda state, other: {"model": other, "model_ema": state, "optimizer": {"state": {}}},
+        lambda state, other: {"state_dict": other, "state_dict_ema": state},
+        lambda state, other: {"student": other, "teacher": state},
+        lambda state, other: below("student.", other) | below("teacher.", state),
+        lambda state, other: {"model": state, "args": argparse.Namespace(lr=np.float64(1), device=torch.device("cpu"))},
+    ],
+    ids=["state_dict", "module", "nested", "model_ema", "state_dict_ema", "teacher", "flat teacher", "args"],
+)  # fmt: skip
+@torch.no_grad()
+def test_of_several_models_the_averaged_one_is_used_and_that_is_said(tmp_path, cropmae, wrap, request):
+    state, images, features = cropmae
+    other = {name: value * 2 for name, value in state.items()}
+    torch.save(wrap(state, other), tmp_path / "a.pth")
+    loaded = load(tmp_path / "a.pth", num_heads=4)
+    torch.testing.assert_close(loaded.encoder.encode(images), features, rtol=0, atol=5e-5)
+    averaged = request.node.callspec.id in ("model_ema", "state_dict_ema", "teacher", "flat teacher")
+    assert ("averaged weights" in loaded.about or "the teacher" in loaded.about) == averaged
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_16_bit_weights_become_32(tmp_path, cropmae, dtype):
+    state, images, _ = cropmae
+    halves = {name: value.to(dtype) for name, value in state.items()}
+    save_file(halves, tmp_path / "a.safetensors")
+    torch.save({"model": {name: value.float() for name, value in halves.items()}}, tmp_path / "b.pth")
+    loaded = load(tmp_path / "a.safetensors", num_heads=4)
+    assert "from 16-bit weights" in loaded.about
+    assert torch.equal(loaded.encoder.encode(images), read(tmp_path / "b.pth").encode(images))
+
+
+def test_dinos_backbone_alone_is_read_as_dino_reads_it(tmp_path, golden):
+    recorded = golden("dino")
+    torch.save(recorded.below("state.teacher.backbone."), tmp_path / "dino_deitsmall8_pretrain.pth")
+    loaded = load(tmp_path / "dino_deitsmall8_pretrain.pth", num_heads=5)
+    assert loaded.family.name == "DINO, backbone" and loaded.encoder.std == (0.228, 0.224, 0.225)
+    with torch.no_grad():
+        features = loaded.encoder.encode(recorded.video("images_48x80"))
+    torch.testing.assert_close(features, recorded["features_48x80"], rtol=0, atol=5e-5)
+    forced = read(tmp_path / "dino_deitsmall8_pretrain.pth", 5, kind="mae_encoder")
+    assert forced.std == (0.229, 0.224, 0.225)
+
+
+@torch.no_grad()
+def test_blocks_in_chunks(tmp_path, golden):
+    recorded = golden("tcore")
+    chunked = {re.sub(r"blocks\.(\d+)\.", r"blocks.\1.\1.", name): value for name, value in recorded.state.items()}
+    torch.save({"teacher": chunked}, tmp_path / "a.pth")
+    features = read(tmp_path / "a.pth").encode(recorded.video("images_48x80"))
+    torch.testing.assert_close(features, recorded["features_48x80"], rtol=0, atol=5e-5)
+
+
+@torch.no_grad()
+def test_the_spellings_of_transformers(tmp_path, golden):
+    """As 4 and 5 write ViTMAE, as 5 has it in memory, and the encoder alone without `vit.`."""
+    recorded = golden("hf_vitmae")
+    images, features = recorded.video("images_40x64"), recorded["features_40x64"]
+    spellings = {
+        "decoder_encoder": lambda n: n.replace("decoder.decoder_layers.", "decoder.decoder_encoder.layer."),
+        "five": lambda n: (
+            re.sub(r"attention\.attention\.(.)\w+", r"attention.\1_proj", n)
+            .replace("vit.encoder.layer.", "vit.layers.")
+            .replace("attention.output.dense", "attention.o_proj")
+            .replace("intermediate.dense", "mlp.fc1")
+            .replace("output.dense", "mlp.fc2")
+        ),
+        "alone": lambda n: n.removeprefix("vit.") if n.startswith("vit.") else None,
+        "inside": lambda n: f"model.{n}",
+    }
+    for name, spell in spellings.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        recorded.write(folder)
+        state = {spell(key): value for key, value in recorded.state.items() if spell(key)}
+        assert state.keys() != recorded.state.keys()
+        save_file(state, folder / "model.safetensors")
+        loaded = load(folder)
+        torch.testing.assert_close(loaded.encoder.encode(images), features, rtol=0, atol=5e-5)
+        assert ("MAE's decoder" in loaded.about) == (name != "alone")
+        if name != "alone":
+            decoder = loaded.decoder()
+            assert decoder.size == (36, 2, 3) and "decoder_blocks.1.attn.qkv.weight" in decoder.state
+
+
+def test_a_folder_with_several_weights_asks_for_one(tmp_path, cropmae):
+    for name in ("a.pth", "b.pth"):
+        torch.save({"model": cropmae[0]}, tmp_path / name)
+    with pytest.raises(InputError, match=r"it holds 2: a.pth, b.pth\); name one file"):
+        load(tmp_path)
+    (tmp_path / "b.pth").unlink()
+    assert load(tmp_path, num_heads=4).family.name == "CropMAE"
+    (tmp_path / "a.pth").unlink()
+    with pytest.raises(InputError, match="it holds none"):
+        load(tmp_path)
+
+
+# Whole pickled modules
+
+
+class Whole(nn.Module):
+    """Like eleander/SiamMAE's: the module itself is what is saved."""
+
+    def __init__(self, state, heads):
+        super().__init__()
+        self.mask_ratio = 0.75
+        self.mae = nn.Module()
+        for name, value in state.items():
+            *path, last = name.removeprefix("mae.").split(".")
+            place = self if name.startswith("cross_decoder") else self.mae
+            for part in path:
+                if part not in place._modules:
+                    place.add_module(part, nn.Module())
+                place = place._modules[part]
+            place.register_parameter(last, nn.Parameter(value))
+        self.mae.norm_pix_loss = False
+        self.mae.blocks._modules["0"].attn.num_heads = heads
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda module: module, lambda module: {"model": module, "epoch": 4}], ids=["bare", "dict"]
+)
+@torch.no_grad()
+def test_a_whole_module_is_read_without_its_code(tmp_path, golden, monkeypatch, wrap):
+    recorded = golden("eleander_siammae")
+    elsewhere = ModuleType("nowhere_to_be_found")
+    monkeypatch.setitem(sys.modules, elsewhere.__name__, elsewhere)
+    kind = type("SiamMAE", (Whole,), {"__module__": elsewhere.__name__})
+    elsewhere.SiamMAE = kind
+    torch.save(wrap(kind(recorded.state, 4)), tmp_path / "100.pt")
+    monkeypatch.undo()
+    loaded = load(tmp_path / "100.pt")  # the heads are among the module's attributes
+    assert loaded.family.name == "SiamMAE of eleander" and loaded.encoder.num_heads == 4
+    assert loaded.weights.settings["mask_ratio"] == 0.75 and loaded.weights.settings["norm_pix_loss"] is False
+    features = loaded.encoder.encode(recorded.video("images_32x32"))
+    torch.testing.assert_close(features, recorded["features_32x32"], rtol=0, atol=5e-5)
+    published = recorded["features_as_published"]  # raw pixels sent into the blocks
+    assert not torch.allclose(features, published, atol=1e-2)
+
+
+class Payload:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("save", [torch.save, legacy], ids=["zip", "legacy"])
+def test_code_in_a_whole_module_does_not_run(tmp_path, golden, save):
+    module = Whole(golden("eleander_siammae").state, 4)
+    module.payload = Payload(tmp_path / "made")
+    save(module, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="might run code"):
+        load(tmp_path / "a.pt")
+    assert not (tmp_path / "made").exists()
+    torch.load(tmp_path / "a.pt", weights_only=False)
+    assert (tmp_path / "made").exists()  # it was a live one
+
+
+# Files that are something else
+
+
+def refused(path, **options):
+    with pytest.raises(InputError) as caught:
+        load(path, **options)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    return message
+
+
+def test_damaged_files_and_other_kinds(tmp_path, cropmae):
+    torch.save({"model": cropmae[0]}, tmp_path / "whole.pth")
+    content = (tmp_path / "whole.pth").read_bytes()
+    path = tmp_path / "a.pth"
+    for size in (3, 500, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        assert "cut off" in refused(path)
+    path.write_bytes(b"<!DOCTYPE html><html>Google Drive - Virus scan warning</html>")
+    assert "is a web page" in refused(path)
+    with open(path, "wb") as file:
+        file.truncate(5 * 2**30)  # a sparse file: no disk is used
+    assert "is not a checkpoint: its 5,368,709,120 bytes begin with" in refused(path)
+    path.write_bytes(pickle.dumps({"model": 1}))
+    assert "a pickle that torch.save did not write" in refused(path)
+    np.savez(tmp_path / "rvm.npz", **{"encoder/patch_embed/kernel": np.zeros(3)})
+    assert "NumPy arrays" in refused(tmp_path / "rvm.npz")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "no weights")
+    assert "an archive without a checkpoint" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, "holds an optimizer's state and no weights"),
+        ({"model": {}}, "holds no weights"),
+        ({"model": {"a.weight": 1}}, "holds no weights"),
+        ({"model.embed_tokens.weight": torch.zeros(9, 4)}, "holds a language model"),
+        ({"transformer.wte.weight": torch.zeros(9, 4)}, "holds a language model"),
+        ({"conv1.weight": torch.zeros(4, 3, 7, 7)}, "holds a convolutional network"),
+        ({"a.weight": torch.zeros(4), "b.weight": torch.zeros(1)}, "of no family known here.*found a.weight, b.weight"),
+        ({"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2, 2), "blocks.0.attn.qkv.bias": torch.zeros(12)}, "V-JEPA"),
+        ({"rope_embed.periods": torch.zeros(4), "a.weight": torch.zeros(1)}, "DINOv3.*timm:vit_small_patch16_dinov3"),
+    ],
+)
+def test_what_is_in_the_file_is_named(tmp_path, state, words):
+    torch.save(state, tmp_path / "a.pth")
+    assert re.search(words, refused(tmp_path / "a.pth"))
+
+
+def test_the_kind_and_the_first_names_that_do_not_fit(tmp_path, golden):
+    path = tmp_path / "a.pth"
+
+    def changed(name, change):
+        recorded = golden(name)
+        torch.save({"model": change(dict(recorded.state)), "args": argparse.Namespace()}, path)
+        return refused(path, num_heads=recorded.num_heads)
+
+    said = changed("cropmae", lambda state: {k: v for k, v in state.items() if k.startswith("decoder")})
+    assert "looks like CropMAE, but its encoder is not in it" in said and "found decoder_blocks.0.linear1.bias" in said
+    said = changed("rsp", lambda state: {k: v for k, v in state.items() if "blocks.1.attn.proj" not in k})
+    assert "looks like RSP, but does not fit (2 missing: blocks.1.attn.proj.weight, blocks.1.attn.proj.bias" in said
+    said = changed("tobo", lambda state: {**state, "adapter.weight": torch.zeros(3)})
+    assert "looks like ToBo, but does not fit (1 unknown: adapter.weight)" in said
+    said = changed("catmae", lambda state: {**state, "norm.weight": torch.zeros(5)})
+    assert "looks like CatMAE, but does not fit (1 of another shape: norm.weight [5] for [36])" in said
+    said = changed("videomae", lambda state: {k: v for k, v in state.items() if not k.endswith("v_bias")})
+    assert "looks like VideoMAE, but does not fit" in said and "blocks.0.attn" in said
+    said = changed("cropmae", lambda state: {**state, "pos_embed": torch.zeros(1, 60, 48)})
+    assert "60 positions are no square" in said
+    said = changed("cropmae", lambda state: {k: v[:1].squeeze() for k, v in state.items()})
+    assert "looks like CropMAE, but does not fit" in said
+
+
+def test_unknown_kinds_and_options(tmp_path, golden):
+    path = golden("cropmae").write(tmp_path)
+    with pytest.raises(InputError, match="kind 'crop' is unknown; there are .*cropmae"):
+        load(path, kind="crop")
+    with pytest.raises(InputError, match="'heads=4' is no option of a file"):
+        load(f"{path},heads=4")
+    odd = path.rename(tmp_path / "a,num_heads=9.pth")
+    assert load(odd, num_heads=4).encoder.num_heads == 4  # a name is taken as it is
+
+
+@pytest.mark.parametrize("kind", [name for name, family in FAMILIES.items() if not family.refused])
+def test_a_file_forced_into_another_kind_is_one_sentence(tmp_path, golden, kind):
+    for name in ("videomae", "replicate_siammae", "timm_vit"):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = golden(name).write(folder)
+        if identify(open_weights(path)) is FAMILIES[kind]:
+            continue
+        try:
+            loaded = load(path, kind=kind, num_heads=4)
+        except InputError:
+            continue
+        assert loaded.encoder.embed_dim == golden(name).config.get("embed_dim", 48)  # a plain one under the same names
