@@ -28,7 +28,7 @@ from torch import nn
 from benchmarks.counting import count, noise_batch
 from benchmarks.plain_evaluation import median_and_interval
 from benchmarks.plain_training import PlainSiamMAE
-from ml.memory import keep_freed_memory
+from ml.devices import keep_freed_memory
 from ml.SiamMAE import MODELS, Model, build_model
 
 # (row, at least)

@@ -12,11 +12,11 @@ from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
 from evaluation.benchmarks.davis import Davis
 from evaluation.run import propagation_score
 from mae.masking import visible_count
-from ml.memory import keep_freed_memory
+from ml.devices import keep_freed_memory
 from ml.presets import PRESETS, RunConfig, preset
 from ml.ranks import Strategy, join_ranks, leave_ranks
+from ml.reporting import TrackerKind
 from ml.SiamMAE import build_model
-from ml.tracking import TrackerKind
 from ml.utils import leave_cores, train
 
 

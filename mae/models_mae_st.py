@@ -237,6 +237,10 @@ class SpatiotemporalMAE(nn.Module):
         count = time_steps(frames, self.t_patch_size) * self.predicted_in_step
         return [n * (frames - 1) // max(count - 1, 1) for n in range(count)]  # linspace, without its rounding
 
+    def pairs_in(self, video: Tensor) -> int:
+        """How many samples a batch of clips [..., F, 3, H, W] holds."""
+        return video.shape[:-4].numel()
+
     def encode(self, images: Tensor, *, steps: int | None = None) -> Tensor:
         """Images [B, 3, H, W] (uint8, or floats in [0, 1]) → features [B, h, w, D], each image taken as a still clip.
 

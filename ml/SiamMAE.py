@@ -292,6 +292,10 @@ class SiamMAE(nn.Module):
         patches = self.patchify(future)
         return normalize_patches(patches) if self.norm_pix_loss else patches
 
+    def pairs_in(self, video: Tensor) -> int:
+        """How many pairs a batch [..., 1 + F, 3, H, W] holds: each future is one."""
+        return video.shape[:-4].numel() * (video.shape[-4] - 1)
+
     def encode(self, images: Tensor) -> Tensor:
         """Frames [B, 3, H, W] (uint8, or floats in [0, 1]) → features [B, h, w, D]; see `MAEEncoder.encode`."""
         return self.encoder.encode(images)

@@ -30,9 +30,10 @@ import torch
 from common.errors import InputError
 from common.files import write_atomically
 from mae.weights import load_strictly, read_checkpoint
-from ml.SiamMAE import SiamMAE, build_model
+from ml.SiamMAE import Model, SiamMAE, build_model
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+FORMAT = 3  # what a resume understands; the weights of every format can be loaded
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -164,19 +165,22 @@ def _is_later(path: Path, step: int) -> bool:
         return True
 
 
-def load_model(path: Path, device: torch.device | str = "cpu", *, averaged: bool = False) -> tuple[Any, dict[str, Any]]:
+def load_model(
+    path: Path, device: torch.device | str = "cpu", *, averaged: bool | None = None
+) -> tuple[Model, dict[str, Any]]:
     """The model of a checkpoint, with its weights, in evaluation mode; and the checkpoint itself.
 
-    averaged: take the averaged weights (EMA), which the run must have kept.
+    averaged: whether to take the averaged weights (EMA); default: if the run kept any, and then that is printed.
     """
     checkpoint = load_run(path)
     model = build_model(checkpoint["config"])
-    state = checkpoint["model"]
-    if averaged:
-        if not checkpoint.get("averaged"):
-            raise InputError(f"{path} holds no averaged weights: its run was trained without ema")
-        state = {**state, **checkpoint["averaged"]}
-    load_strictly(model, state, source=str(path))
+    averages = checkpoint.get("averaged")
+    if averaged and not averages:
+        raise InputError(f"{path} holds no averaged weights: its run was trained without ema")
+    if averages and averaged is None:
+        print(f"{path}: the averaged weights (EMA) are used")
+    taken = averages if averages and averaged is not False else {}
+    load_strictly(model, {**checkpoint["model"], **taken}, source=str(path))
     return model.to(device).eval(), checkpoint
 
 

@@ -1,4 +1,4 @@
-"""What can happen to a run: signals that ask it to stop, numbers that are none, a loss that runs away."""
+"""What can happen to a run: signals that ask it to stop, NaN, a loss that runs away."""
 
 import math
 import os
@@ -10,8 +10,16 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from tqdm import tqdm
+
+from common.errors import InputError
+from ml.ranks import Ranks
+from ml.reporting import Listener, StepRecord
+from ml.state import Progress
 
 # Ctrl-C; what `kill`, torchrun and most schedulers send; what Slurm sends ahead of the time limit, if asked to.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -75,25 +83,53 @@ def _give_up(number: int) -> None:
     os._exit(128 + number)
 
 
-class Divergence:
+class Divergence(Listener):
     """Warns where the loss lies far above what it was: the median of the last 20 above twice that of the last 500."""
 
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=500)
         self._quiet = 0
 
-    def look(self, step: int, loss: float) -> None:
-        """Take the loss of a step; if the run seems to diverge, say so on the error stream, then be silent a while."""
-        if math.isfinite(loss):
-            self._losses.append(loss)
+    def on_step(self, record: StepRecord) -> None:
+        if record.finite:
+            self._losses.append(record.result.loss)
         self._quiet -= 1
-        if len(self._losses) < 100 or self._quiet > 0 or step % 10:
+        if len(self._losses) < 100 or self._quiet > 0 or record.step % 10:
             return
         recent, usual = statistics.median(list(self._losses)[-20:]), statistics.median(self._losses)
         if recent > 2 * usual:
             self._quiet = 500
-            print(
-                f"\nstep {step}: the loss is {recent:.3g}, far above its running median {usual:.3g}; the run seems to "
-                "diverge: go back to an earlier checkpoint, with a lower base_lr, a longer warm-up or clip_grad",
+            tqdm.write(
+                f"\nstep {record.step}: the loss is {recent:.3g}, far above its running median {usual:.3g}; the run "
+                "seems to diverge: go back to an earlier checkpoint, with a lower learning rate, a longer warm-up or "
+                "clip_grad",
                 file=sys.stderr,
             )
+
+
+class Nonfinite(Listener):
+    """Ends the run after more than `most` steps whose loss or gradient was not finite; the steps were skipped."""
+
+    def __init__(self, most: int, progress: Progress, folder: Path, ranks: Ranks) -> None:
+        self._most, self._progress, self._folder, self._ranks = most, progress, folder, ranks
+
+    def on_step(self, record: StepRecord) -> None:
+        if record.finite:
+            return
+        result = record.result
+        shares = self._ranks.gather((math.isfinite(result.own_loss), record.paths))
+        guilty = [path for fine, paths in shares if not fine for path in paths]
+        paths = list(dict.fromkeys(guilty or [path for _, paths in shares for path in paths]))
+        number = f"loss is {result.loss}"
+        if math.isfinite(result.loss):
+            number = f"gradient's norm is {result.grad_norm}"
+        files = f", with {', '.join(paths)} in the batch" if paths else ""
+        what = f"the {number} at step {record.position} of epoch {record.epoch} (learning rate {record.lr:.3g}){files}"
+        skipped = self._progress.skipped
+        if skipped > self._most:
+            raise InputError(
+                f"{what}; the earlier checkpoints are kept in {self._folder}: lower base_lr, lengthen the warm-up, "
+                "clip the gradients (clip_grad) or skip such steps (skip_nonfinite), and resume"
+            )
+        if self._ranks.first:
+            tqdm.write(f"{what}: skipped, {skipped} of {self._most}", file=sys.stderr)

@@ -80,8 +80,9 @@ def update(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
     The fused AdamW decides that on the device, so a GPU is not waited for.
     """
     finite = norm.isfinite()
-    divided = any(hasattr(p, "device_mesh") for group in optimizer.param_groups for p in group["params"])
-    if divided:  # FSDP2: the kernel takes no flag beside divided tensors
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    divided = any(hasattr(p, "device_mesh") for p in parameters)  # FSDP2: the fused kernel takes no flag then
+    if divided or not all(group.get("fused") for group in optimizer.param_groups):
         if finite.item():
             optimizer.step()
         return
@@ -125,7 +126,7 @@ class Averaged:
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise InputError(f"ema is {decay}; expected 0 (off) or a decay below 1, such as 0.999")
-        self._model = model
+        self.decay = decay
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad} if decay else {}
         self._weights = [p.detach().clone() for p in self._trained.values()]
         self._step: Any = get_ema_multi_avg_fn(decay)

@@ -16,6 +16,7 @@ from torch import nn
 from common.errors import InputError
 from mae.weights import load_strictly
 from ml.checkpoints import (
+    FORMAT,
     LAST,
     PREVIOUS,
     find_checkpoint,
@@ -91,7 +92,7 @@ def begin_run(
             _cut(Place(run, root, identity), 0, 0)
         return Place(run, root, identity)
     checkpoint = chosen.checkpoint or load_run(path)
-    if checkpoint.get("format") != 2:
+    if checkpoint.get("format") != FORMAT:
         raise InputError(f"{path} is of an earlier version: its weights can be loaded, but its run not gone on with")
     differing = _compare(path, identity, checkpoint, allow_changes)
     place = Place(checkpoint["run"], root, identity, checkpoint)

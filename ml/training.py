@@ -1,42 +1,61 @@
-"""The training loop: fetch, forward, backward, step, log; and once in a while evaluate, draw, save.
+"""The training loop: fetch, step, log; once in a while validate, score, save.
 
 A run can be stopped at any moment and goes on exactly where it was: the learning rate is a function of the step, a
 sample one of (seed, epoch, index), and everything else is in the checkpoint.
-
-Legend: B samples in a batch, F frames of a sample.
 """
 
+import signal
 import sys
 import time
-import zlib
-from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from common.errors import InputError
-from ml.checkpoints import only_here
+from ml.checkpoints import BEST, LAST, only_here
 from ml.devices import Device, best_device
-from ml.engine import Run, Score
-from ml.guards import PATIENCE, StopSignals
-from ml.logs import StepLog
-from ml.ranks import Ranks, Strategy
+from ml.guards import PATIENCE, Divergence, Nonfinite, StopSignals
+from ml.loading import Batch, Loader, batches_from, fingerprint, pairs_per_batch
+from ml.logs import EpochLoss
+from ml.optimisation import Averaged, lr_scale, make_optimizer, set_lr
+from ml.ranks import Ranks, Strategy, wrap
+from ml.reporting import (
+    Bar,
+    EpochRecord,
+    Figures,
+    JsonLines,
+    Listener,
+    Reporter,
+    StepRecord,
+    TextLog,
+    TrackerKind,
+    tracker_for,
+)
 from ml.runs import begin_run
 from ml.SiamMAE import Model
-from ml.tracking import TrackerKind, make_tracker
+from ml.state import Progress, State
+from ml.step import training_step
+from ml.validation import evaluate
+
+Score = Callable[[Model], dict[str, float]]
 
 
 def train(
     model: Model,
-    data_loader: Any,
+    data_loader: Loader,
     epochs: int = 60,
     prefix: str = "",
     num_epochs_per_save: int = 10,
     device: Device = None,
     *,
     base_lr: float = 1.5e-4,
+    peak_lr: float | None = None,
     warmup_epochs: float | None = None,
     weight_decay: float = 0.05,
     layer_decay: float = 1.0,
@@ -47,7 +66,7 @@ def train(
     compile: bool = False,
     save_minutes: float = 15.0,
     skip_nonfinite: int = 0,
-    validation: Iterable[dict[str, Any]] | None = None,
+    validation: Loader | None = None,
     score: Score | None = None,
     score_epochs: int = 10,
     resume: str | Path | None = None,
@@ -55,42 +74,46 @@ def train(
     root: str | Path = ".",
     config: dict[str, Any] | None = None,
     tracker: TrackerKind = "none",
+    figures: bool = True,
     progress: bool = True,
 ) -> str:
     """Train, and return the run's name, `<prefix><date>_<time>`.
 
-    AdamW at base_lr × pairs in a step / 256, up in a straight line over `warmup_epochs` (default: a tenth of the
-    epochs, 40 at most), then down along half a cosine. A step takes `accumulation` batches of the loader in each of the
-    processes that `torchrun` started, which share gradients (`strategy` ddp) or all that is trained (fsdp).
+    AdamW; the learning rate rises in a straight line over `warmup_epochs` (default: a tenth of the epochs, 40 at most)
+    to `peak_lr` (default: base_lr × pairs in a step / 256), then falls along half a cosine. A step takes `accumulation`
+    batches of the loader (see `ml.loading`) on each of the ranks that `torchrun` started, which share gradients
+    (`strategy` ddp) or all that is trained (fsdp).
 
     After each epoch a line goes to `losses/<run>.txt`, after each step one to `losses/<run>.jsonl`. The state goes to
     `checkpoints/<run>/last.pt` every `save_minutes`, after each epoch, and when Ctrl-C, SIGTERM or SIGUSR1 asks to
-    stop; every `num_epochs_per_save` epochs, and at the end, `<epoch>.pt` and a figure of the first pair that was seen
-    are kept as well. resume: a run to go on with, exactly as if it had never stopped; `auto`: the newest unfinished one
-    of this prefix and configuration, if there is one; `once`: the same, but where such a run is finished none is begun.
-    A checkpoint of a run, such as `<run>/<epoch>`: rewind it to that; what was later is kept in its folder, and the
-    same again goes on. allow_changes: go on although the configuration differs.
+    stop; every `num_epochs_per_save` epochs, and at the end, `<epoch>.pt` and a figure of the first sample that was
+    seen are kept as well. resume: a run to go on with, exactly as if it had never stopped; `auto`: the newest
+    unfinished one of this prefix and configuration, if there is one; `once`: the same, but where such a run is finished
+    none is begun. A checkpoint of a run, such as `<run>/<epoch>`: rewind it to that; what was later is kept in its
+    folder, and the same again goes on. allow_changes: go on although the configuration differs.
 
-    layer_decay, clip_grad (the gradients' largest norm), ema (averaged weights): off at 1, 0, 0. compile: by torch.
-    skip_nonfinite: how many steps with a loss or gradient that is no number are left out before the run ends.
+    layer_decay, clip_grad (the gradients' largest norm), ema (decay of averaged weights): off at 1, 0, 0. compile: by
+    torch. skip_nonfinite: how many steps with a NaN or infinite loss or gradient are skipped before the run ends.
     validation: a loader of held-out pairs, evaluated after each epoch; the best epoch is kept as `best.pt`. score: is
-    called with the model every `score_epochs` epochs and at the end, for numbers such as label propagation gives.
-    root: the folder that holds `losses/` and `checkpoints/`. config: plain values that are kept with the weights, and
-    compared on resuming. tracker: `tensorboard` or `wandb` reports there as well.
+    called with the model every `score_epochs` epochs and at the end, for numbers such as label propagation gives. Both
+    see the averaged weights where these are kept. root: the folder that holds `losses/` and `checkpoints/`. config:
+    plain values that are kept with the weights, and compared on resuming. tracker: `tensorboard` or `wandb` hears of
+    the run as well. figures, progress: off, nothing is drawn, and no bar is shown.
     """
     ranks, device, root = Ranks(), best_device(device), Path(root)
-    if len(data_loader) < accumulation:
+    per_epoch = len(data_loader) // accumulation
+    if not per_epoch:
         raise InputError(
             f"the loader has {len(data_loader)} batches, and a step takes {accumulation}; are there fewer pairs than a "
             "step holds?"
         )
-    futures = getattr(getattr(getattr(data_loader, "dataset", None), "temporal", None), "futures", 1)
-    warmup = min(40, 0.1 * epochs) if warmup_epochs is None else warmup_epochs
+    pairs_per_step = pairs_per_batch(data_loader, model) * accumulation * ranks.world_size
+    peak_lr = base_lr * pairs_per_step / 256 if peak_lr is None else peak_lr
+    warmup_epochs = min(40, 0.1 * epochs) if warmup_epochs is None else warmup_epochs
     settings = dict(
-        epochs=epochs, steps_per_epoch=len(data_loader) // accumulation,
-        batch_size=data_loader.batch_size * futures * accumulation * ranks.world_size, base_lr=base_lr,
-        warmup_epochs=warmup, weight_decay=weight_decay, layer_decay=layer_decay, clip_grad=clip_grad, ema=ema,
-        compile=compile, data=_fingerprint(data_loader),
+        epochs=epochs, steps_per_epoch=per_epoch, batch_size=pairs_per_step, peak_lr=peak_lr,
+        warmup_epochs=warmup_epochs, weight_decay=weight_decay, layer_decay=layer_decay, clip_grad=clip_grad, ema=ema,
+        compile=compile, data=fingerprint(data_loader),
     )  # fmt: skip
     identity = dict(model=model.config, train=settings, run=config)
     with ExitStack() as stack:
@@ -98,71 +121,128 @@ def train(
         with ranks.together():
             place = begin_run(
                 root, prefix, model, identity, resume, allow_changes, ranks,
-                lambda path: stack.enter_context(only_here(path)),
+                lambda folder: stack.enter_context(only_here(folder)),
             )  # fmt: skip
-        run = Run(model.to(device), data_loader, settings, place, device, ranks, clip_grad, skip_nonfinite)
-        run.prepare(strategy, accumulation, compile)
+        model.to(device)
+        if compile:
+            model.compile()
+        module = wrap(model, strategy, ranks, device)
+        optimizer = make_optimizer(model, peak_lr, weight_decay, layer_decay=layer_decay)
+        averaged, done = Averaged(model, ema), Progress()
+        state = State(model, optimizer, averaged, done, settings, place, ranks, device)
+        state.restore()
         kept = lambda epoch: epoch % num_epochs_per_save == 0 or epoch == epochs  # noqa: E731
-        run.catch_up(kept)
-        run.report = make_tracker(tracker if ranks.first else "none", place.run, identity, root, run.step)
-        stack.callback(run.report.close)
-        run.log = stack.enter_context(closing(StepLog(place.steps))) if ranks.first else None
-        run.bar = stack.enter_context(_bar(run, progress and ranks.first))
+        if done.epoch and kept(done.epoch):
+            state.catch_up(f"{done.epoch}.pt")
+
+        listeners: list[Listener] = [done]
+        if ranks.first:
+            trackers = tracker_for(tracker, place, done.step)
+            listeners += [TextLog(place), JsonLines(place), Divergence()]
+            listeners += [Bar(place.run, epochs, epochs * per_epoch, done.step, pairs_per_step)] if progress else []
+            divided = strategy == "fsdp" and ranks.world_size > 1
+            listeners += [Figures(place, None if divided else model, averaged, device)] if figures else []
+            listeners += trackers
+        report = Reporter([*listeners, Nonfinite(skip_nonfinite, done, place.folder, ranks)], device)
+        stack.callback(report.close)
         stop = stack.enter_context(StopSignals(patience=PATIENCE if ranks.world_size > 1 else None).watching())
-        saved = time.monotonic()
-        for epoch in range(run.epoch, epochs + 1):
-            run.begin(epoch)
-            for batches, waited in run.steps():
-                run.step_with(batches, waited)
+        warmup_steps, saved = round(warmup_epochs * per_epoch), time.monotonic()
+
+        for epoch in range(done.next_epoch, epochs + 1):
+            done.begin(epoch)
+            report.begin_epoch()
+            module.train()
+            for batches, waited in _steps(data_loader, done, accumulation):
+                lr = peak_lr * lr_scale(done.step, warmup_steps, epochs * per_epoch)
+                set_lr(optimizer, lr)
+                result = training_step(module, batches, optimizer, device=device, ranks=ranks, clip_grad=clip_grad)
+                averaged.update()
+                done.advance()
+                pairs = result.pairs * ranks.world_size
+                report.step(StepRecord(done.step, epoch, done.position, lr, pairs, waited, batches, result))
                 due = time.monotonic() - saved > 60 * save_minutes
-                signal, save_now = ranks.largest(stop.received, int(due))
+                number, save_now = ranks.largest(stop.received, int(due))
                 stop.answered()
-                if save_now or signal:
-                    run.save()
+                if save_now or number:
+                    report.save()
+                    state.save(epoch - 1, LAST)
                     saved = time.monotonic()
-                if signal:
-                    _leave(signal, run)
-            run.end_epoch()
-            values = run.validate(validation) if validation is not None else {}
+                if number:
+                    _leave(number, f"stopped in epoch {epoch} of {epochs}, after step {done.step}", place.run, ranks)
+            report.settle()
+            if not done.losses:
+                raise InputError(f"epoch {epoch} had no step whose loss is finite")
+            record = EpochRecord(done.step, epoch, EpochLoss(epoch, done.mean_loss, done.losses))
+            names = [LAST]
+            if validation is not None:
+                record.validation = _validate(validation, model, averaged, epoch, ranks, device)
+                record.values["validation_loss"] = record.validation.mean
+                if ranks.agree(record.validation.mean < done.best):
+                    done.best = record.validation.mean
+                    names.insert(0, BEST)  # before `last.pt` says that it was reached
             if score and (epoch % score_epochs == 0 or epoch == epochs):
-                values |= run.score(score)
-            run.save(keep=kept(epoch), values=values)
+                record.values |= _score(score, model, averaged, ranks)
+            if kept(epoch):
+                record.checkpoint = place.folder / f"{epoch}.pt"
+                names.append(record.checkpoint.name)  # last: that of the last epoch says that the run is finished
+            report.epoch(record)
+            report.save()
+            state.save(epoch, *names)
+            report.saved(record)
             saved = time.monotonic()
-        summary = run.summary()
     if progress and ranks.first:
-        print(summary)
+        loss = f"loss {done.mean_loss:.4f}" if done.losses else "nothing was left to do"
+        skipped = f", {done.skipped} steps skipped" if done.skipped else ""
+        print(f"{place.run}: {epochs} epochs, {done.step:,} steps, {loss}; {report}{skipped}")
     return place.run
 
 
-def _leave(signal: int, run: Run) -> None:
+def _steps(loader: Loader, done: Progress, accumulation: int) -> Iterator[tuple[list[Batch], float]]:
+    """The batches of each step that is left of an epoch, and the seconds that they were waited for.
+
+    After a resume torch's generator repeats what it did from the beginning of the epoch: an order that a loader drew
+    from it comes again.
+    """
+    if done.resumed:
+        torch.set_rng_state(done.random["epoch" if done.position else "now"])
+    done.random["epoch"] = torch.get_rng_state()
+    batches = batches_from(loader, done.epoch, done.position * accumulation)
+    if done.resumed:
+        torch.set_rng_state(done.random["now"])
+        done.resumed = False
+    per_epoch = len(loader) // accumulation
+    for _ in range(done.position, per_epoch):
+        start = time.monotonic()
+        group = list(islice(batches, accumulation))
+        if len(group) < accumulation:
+            raise InputError(f"the loader ended after {done.position} steps of epoch {done.epoch}, too early")
+        yield group, time.monotonic() - start
+    for _ in islice(batches, len(loader) - per_epoch * accumulation + 1):
+        pass  # batches that do not fill a step, and the end, where a loader may say that most files were bad
+
+
+def _validate(
+    loader: Loader, model: Model, averaged: Averaged, epoch: int, ranks: Ranks, device: torch.device
+) -> EpochLoss:
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(0)
+    shared = getattr(loader, "world_size", 1) > 1
+    with averaged.in_place():
+        return replace(evaluate(model, loader, device, ranks=ranks if shared else None), epoch=epoch)
+
+
+def _score(function: Score, model: Model, averaged: Averaged, ranks: Ranks) -> dict[str, float]:
+    model.eval()
+    with averaged.in_place():
+        values = ranks.agree(function(model))
+    return {name: float(value) for name, value in values.items()}
+
+
+def _leave(number: int, where: str, run: str, ranks: Ranks) -> None:
     """End as the signal asks, after the state was saved."""
-    run.ranks.wait()
-    run.bar.close()
-    if run.ranks.first:
-        print(
-            f"\nstopped in epoch {run.epoch} of {run.settings['epochs']}, after step {run.step}; go on with the same "
-            f"command, or resume={run.place.run!r}",
-            file=sys.stderr,
-        )
-    if signal == 2:
+    ranks.wait()
+    if ranks.first:
+        tqdm.write(f"\n{where}; go on with the same command, or resume={run!r}", file=sys.stderr)
+    if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise SystemExit(128 + signal)
-
-
-def _bar(run: Run, shown: bool) -> tqdm:
-    pairs = run.settings["batch_size"]
-    return tqdm(
-        total=run.settings["epochs"] * run.per_epoch * pairs, initial=run.step * pairs, unit="pair",
-        desc=run.place.run, disable=not shown, mininterval=1, dynamic_ncols=True, smoothing=0.05,
-    )  # fmt: skip
-
-
-def _fingerprint(loader: Any) -> dict[str, Any]:
-    """What a resume recognises the data by: how many videos, and a checksum over their names."""
-    paths = getattr(getattr(loader, "dataset", None), "paths", None)
-    if paths is None:
-        return {}
-    checksum = 0
-    for path in paths:
-        checksum = zlib.crc32(Path(path).name.encode(), checksum)
-    return dict(videos=len(paths), names=f"{checksum:08x}")
+    raise SystemExit(128 + number)

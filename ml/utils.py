@@ -3,7 +3,7 @@
 Legend: S samples, B of them in a batch, F frames of a clip, N patches, H W pixels.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from torch import Tensor
 from mae.masking import MaskKind
 from mae.models_mae_st import SpatiotemporalMAE
 from ml.checkpoints import find_checkpoint, load_model
-from ml.devices import Device, best_device, leave_cores, precision
+from ml.devices import Device, best_device, leave_cores
+from ml.loading import Batch, Loader
 from ml.logs import EpochLoss, append_line, read_losses
 from ml.presets import RunConfig
 from ml.reconstruction import (
@@ -26,8 +27,9 @@ from ml.reconstruction import (
     reconstruct_sample,
 )
 from ml.SiamMAE import Model, SiamMAE
+from ml.step import training_step
 from ml.training import train
-from ml.validation import evaluate, mask_seeds
+from ml.validation import evaluate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,34 +49,21 @@ __all__ = [
 
 
 def train_one_epoch(
-    data_loader: Iterable[dict[str, Any]],
+    data_loader: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     device: Device,
     model: Model,
-    *,
-    on_step: Callable[[Tensor, dict[str, Any]], None] | None = None,
 ) -> list[float]:
-    """Go once through the loader; the losses of all steps. The mask of each pair follows from its `seed` in the batch,
-    or where there is none, from torch's generator.
-
-    The scheduler is stepped after each update. `on_step(loss, batch)` is called after each update.
-    """
+    """Go once through the loader, one `training_step` a batch; the losses of all steps. The scheduler is stepped after
+    each. The mask of a pair follows from its `seed` in the batch, or where there is none, from torch's generator."""
     device = best_device(device)
     model.train()
-    losses = []
+    results = []
     for batch in data_loader:
-        video = batch["video"].to(device, non_blocking=True)
-        with precision(device):
-            loss, _, _ = model(video, seeds=mask_seeds(batch, device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        results.append(training_step(model, [batch], optimizer, device=device))
         scheduler.step()
-        losses.append(loss.detach())
-        if on_step:
-            on_step(losses[-1], batch)
-    return torch.stack(losses).tolist() if losses else []
+    return [result.loss for result in results]
 
 
 def plot_sample(
@@ -104,7 +93,7 @@ def plot_sample(
 
 def plot_results_from_checkpoint(
     checkpoint_name: str | Path,
-    data_loader: Iterable[dict[str, Any]],
+    data_loader: Loader,
     device: Device = None,
     samples_path: str | Path = "samples.pickle",
     *,

@@ -1,19 +1,17 @@
 """The loss on pairs that are not learnt from, always the same ones under the same masks."""
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from common.errors import InputError
 from ml.devices import Device, best_device, precision
+from ml.loading import Loader, seeds_of
 from ml.logs import EpochLoss, mean_over_pairs
 from ml.ranks import Ranks
 from ml.SiamMAE import Model
 
 
 @torch.no_grad()
-def evaluate(model: Model, data_loader: Any, device: Device = None, *, ranks: Ranks | None = None) -> EpochLoss:
+def evaluate(model: Model, data_loader: Loader, device: Device = None, *, ranks: Ranks | None = None) -> EpochLoss:
     """The mean loss over a loader without gradients. Masks follow from the pairs' seeds, or from their place in the
     order where they have none, so they repeat exactly. ranks: each has a share of the pairs, at least one, and all get
     the whole.
@@ -28,9 +26,9 @@ def evaluate(model: Model, data_loader: Any, device: Device = None, *, ranks: Ra
     pairs: list[int] = []
     for batch in data_loader:
         video = batch["video"].to(device)
-        seeds = mask_seeds(batch, device)
+        seeds = seeds_of(batch, device)
         if seeds is None:
-            seeds = torch.arange(sum(pairs), sum(pairs) + len(video), device=device)
+            seeds = torch.arange(sum(pairs), sum(pairs) + video.shape[:-4].numel(), device=device)
         with precision(device):
             loss, _, mask = model(video, seeds=seeds)
         losses.append(loss.item())
@@ -46,8 +44,3 @@ def evaluate(model: Model, data_loader: Any, device: Device = None, *, ranks: Ra
     if not losses:
         raise InputError("there is nothing to evaluate: the loader has no batch")
     return EpochLoss(None, mean_over_pairs(losses, pairs), losses)
-
-
-def mask_seeds(batch: dict[str, Any], device: torch.device) -> Tensor | None:
-    """The numbers [B] that the masks of a batch follow from, if it brings any."""
-    return batch["seed"].to(device) if "seed" in batch else None

@@ -8,7 +8,7 @@ import pytest
 
 CODE = """
 import resource, torch
-from ml.memory import keep_freed_memory
+from ml.devices import keep_freed_memory
 torch.set_num_threads(1)
 def step():
     for _ in range(3):

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae.models_mae import MAEEncoder
 from ml.checkpoints import newest_whole
 from ml.logs import read_losses, read_steps
 from ml.ranks import Ranks
-from ml.runs import _own_run, begin_run
-from ml.SiamMAE import SiamMAE
+from ml.runs import begin_run
 from ml.training import train
+from tests.ml.small import Pairs, Stop, tiny
 
 
 class Disk:
@@ -140,52 +139,15 @@ class _Recording:
         self._file.close()
 
 
-class Stop(Exception):
-    """The end of a run that the tests bring about."""
-
-
-class Pairs:
-    """A loader of three batches of random pairs; it ends the run instead of giving batch `stop` (epoch, batch)."""
-
-    batch_size = 2
-
-    def __init__(self, stop=None):
-        self.stop = stop
-
-    def __len__(self):
-        return 3
-
-    def set_epoch(self, epoch, start=0):
-        self.epoch, self.start = epoch, start
-
-    def __iter__(self):
-        for k in range(self.start, 3):
-            if (self.epoch, k) == self.stop:
-                raise Stop
-            draw = torch.Generator().manual_seed(10 * self.epoch + k)
-            video = torch.randint(256, (2, 2, 3, 16, 16), dtype=torch.uint8, generator=draw)
-            yield {"video": video, "seed": torch.arange(2), "time": torch.tensor([[0.0, 0.5]] * 2), "path": ["a", "b"]}
-
-
-def tiny():
-    """Only its last layer learns, so that its state holds few tensors: hundreds of them are read here."""
-    torch.manual_seed(0)
-    model = SiamMAE(MAEEncoder(16, 8, 16, 1, 2), decoder_size=(16, 1, 2))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("decoder.pred"))
-    return model
-
-
 @pytest.fixture
 def recording(tmp_path, monkeypatch):
     """(disk, start): trains two epochs, saving after each step, and records what that does to the disk."""
     root = tmp_path / "run"
     root.mkdir()
-    monkeypatch.setattr("ml.engine.Run._draw", lambda self: {})
     disk = Disk(root, monkeypatch)
 
     def start(loader, **options):
-        options = dict(epochs=2, save_minutes=0, device="cpu", root=root, progress=False, **options)
+        options = dict(epochs=2, save_minutes=0, device="cpu", root=root, progress=False, figures=False, **options)
         return train(tiny(), loader, **options)
 
     return disk, start
@@ -238,7 +200,6 @@ def test_every_moment_leaves_a_run_that_is_gone_on_with(recording, tmp_path, cap
                 assert seen[power] == 0 and not list(folder.glob("*.pt"))
                 continue
             finished = (folder / "2.pt").exists()
-            assert (_own_run(where, "", identity, False, once=False) is None) == finished
             capsys.readouterr()
             step, epoch = gone_on_with(run, where, identity, "once")
             assert rotten or "damaged" not in capsys.readouterr().out, "nothing else may be damaged"
@@ -247,6 +208,9 @@ def test_every_moment_leaves_a_run_that_is_gone_on_with(recording, tmp_path, cap
             seen[power] = step
             if (folder / "best.pt").is_file():
                 assert torch.load(folder / "best.pt", weights_only=True)["epoch"] >= 1
+            if events[-1][0] == "replace" and events[-1][2].endswith(".pt"):
+                again = begin_run(where, "", tiny(), identity, "auto", False, Ranks(), lambda folder: None)
+                assert (again.run != run) == finished, "only a finished run is left alone"
             shutil.rmtree(where)
     assert seen == dict.fromkeys(POWER, 6)
 
