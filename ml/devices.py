@@ -4,8 +4,6 @@ import ctypes
 import os
 import sys
 
-import os
-
 import torch
 
 from common.errors import InputError

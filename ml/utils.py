@@ -112,14 +112,14 @@ def plot_results_from_checkpoint(
     root, device = Path(root), best_device(device)
     path = find_checkpoint(checkpoint_name, root)
     model, checkpoint = load_model(path, device)
-    of_clips = isinstance(model, SpatiotemporalMAE)
-    if not of_clips:
+
+    if not isinstance(model, SpatiotemporalMAE):
         load_samples(samples_path)  # before the long part: it may not be there
     run, epoch = checkpoint.get("run") or path.parent.name, checkpoint["epoch"]
     result = evaluate(model, data_loader, device)
     append_line(root / "test_losses" / f"{run}.txt", EpochLoss(epoch, result.mean, result.losses))
     heading = f"{run}, epoch {epoch}: {{}}test loss {result.mean:.3f}"
-    if of_clips:
+    if isinstance(model, SpatiotemporalMAE):
         how: ClipStatistics = "target" if statistics == "target" else "visible"
         rows, names = reconstruct_clips(model, _first_samples(data_loader, 3), statistics=how)
         figures = [clip_figure(rows, titles=names, heading=heading.format(""))]
