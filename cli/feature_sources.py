@@ -74,7 +74,7 @@ def _one_tubelet(root: Path, name: str, **options: Any) -> "Source":
     if kind == "mae_st" and rest:
         return replace(_mae_st(rest, steps=1, **options), name=f"one_tubelet:{name}")
     path = find_checkpoint(name, root)
-    model = load_model(path)[0]
+    model: Any = load_model(path)[0]
     if not hasattr(model, "encode_clip"):
         raise InputError(f"{name} is a model of pairs; one_tubelet: is for a MAE-ST, which takes an image as a clip")
     encode = partial(model.encode, steps=1)
