@@ -1,4 +1,4 @@
-"""Writing videos: from frames, as a re-encode of another file, or as a cut that copies its packets.
+"""Writing videos: from frames, or as a re-encode of another file.
 
 A file appears under its name when it is complete. The same input gives the same bytes on every run.
 """
@@ -15,6 +15,7 @@ from av.container import OutputContainer
 from common.errors import InputError
 from common.files import write_atomically
 from dataset_loader.decoding import DecodeError, Video
+from dataset_loader.processes import alive
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi", ".ts": "mpegts"}
 # Times are written in this unit: a whole number of it lies between frames at 24, 25, 29.97, 30, 50 and 60 fps, and
@@ -62,52 +63,64 @@ def write_video(
     _encode(path, stamped, tick, rate, codec, gop, crf, b_frames, pixel_format, options)
 
 
-def reencode(source: str | Path, target: str | Path, *, gop: int, short_side: int | None = None, crf: int = 18) -> None:
+def reencode(
+    source: str | Path,
+    target: str | Path,
+    *,
+    gop: int,
+    short_side: int | None = None,
+    fps: float | None = None,
+    crf: int = 18,
+) -> None:
     """Encode a video file again as H.264, upright, with a keyframe every `gop` frames; its times stay, from 0 on.
 
-    short_side: scale to it, in pixels; sides become even, as the pixel format needs. It is made to be decoded often:
-    without the tools of H.264 that cost the decoder most. Raises DecodeError, InputError.
+    short_side, fps: as `frames_of` takes them; sides become even, as the pixel format needs. It is made to be decoded
+    often: without the tools of H.264 that cost the decoder most. Raises DecodeError, InputError.
+    """
+    stamped = ((image, round(at / TICK)) for image, at in frames_of(source, short_side=short_side, fps=fps))
+    _encode(target, stamped, TICK, NOMINAL_RATE, gop=gop, crf=crf, options=FAST_TO_DECODE)
+
+
+def frames_of(
+    source: str | Path, *, short_side: int | None = None, fps: float | None = None
+) -> Iterator[tuple[np.ndarray, float]]:
+    """The frames of a video, uint8 RGB [H, W, 3], upright, each with its time in seconds from the first one on.
+
+    short_side: scale to it, in pixels, where the video is larger; sides become even. fps: see `at_rate`.
     """
     with Video(source) as video:
         start = float(video.index.times[0])
-        stamped = ((scaled(image, short_side), round((time - start) / TICK)) for image, time in video.each_frame())
-        _encode(target, stamped, TICK, NOMINAL_RATE, gop=gop, crf=crf, options=FAST_TO_DECODE)
+        for image, at in at_rate(video.each_frame(), fps):
+            alive()
+            side = None if short_side is None else min(short_side, *image.shape[:2])
+            yield scaled(image, side), at - start
 
 
-def copy_cut(
-    source: str | Path, target: str | Path, start_seconds: float, seconds: float, *, at_keyframe: bool = True
-) -> None:
-    """Copy the packets of a stretch of video into another file, without encoding them again.
+def at_rate(frames: Iterable[tuple[np.ndarray, float]], fps: float | None) -> Iterator[tuple[np.ndarray, float]]:
+    """Of (image, time in seconds) those nearest to a raster of `fps` from the first on, each with its own time.
 
-    start_seconds: from the source's first frame on. The cut begins at the keyframe before it; mp4 then hides what
-    precedes the start (an edit list), other containers show it. With `at_keyframe` False it begins at the first packet
-    at or after the start, keyframe or not: what a recorder leaves that was switched on in the middle of a broadcast.
+    A frame is given once, also where the raster is finer than the frames. fps None: all of them.
     """
-
-    with Video(source) as video:
-        times = video.index.times
-        begin = float(times[0]) + start_seconds
-        first = int(np.searchsorted(times, begin - 1e-6))
-        if video.index.sequential or first == len(times):
-            raise InputError(f"{source} cannot be cut at {start_seconds:g} s: it ends before, or states no times")
-        keyframe = video.index.runs([int(video.index.positions[first])])[0][0]
-        shown = video.index.packets[keyframe:]
-        decoded = np.sort(shown)  # times of decoding, which not every container states: as late as they can be
-        decoded -= (decoded - shown).max()
-
-        def write(container: OutputContainer) -> None:
-            copied: av.VideoStream | None = None
-            for position, packet in video.packets_from(keyframe):
-                offset = round(begin / packet.time_base)
-                pts, dts = (int(stamps[position - keyframe]) - offset for stamps in (shown, decoded))
-                if dts * packet.time_base >= seconds:
-                    break
-                if at_keyframe or dts >= 0:
-                    copied = copied or container.add_stream_from_template(packet.stream)
-                    packet.pts, packet.dts, packet.stream = pts, dts, copied
-                    container.mux(packet)
-
-        _write(target, write)
+    if fps is None:
+        yield from frames
+        return
+    before: tuple[np.ndarray, float] | None = None
+    start = wanted = 0.0
+    number, given = 0, None
+    for frame in frames:
+        if before is None:
+            start = wanted = frame[1]
+        else:
+            while wanted <= frame[1]:
+                nearest = before if wanted - before[1] <= frame[1] - wanted else frame
+                if nearest[1] != given:
+                    given = nearest[1]
+                    yield nearest
+                number += 1
+                wanted = start + number / fps
+        before = frame
+    if before is not None and before[1] != given and wanted <= before[1] + 0.5 / fps:
+        yield before
 
 
 def _encode(
@@ -145,7 +158,7 @@ def _encode(
             raise InputError("there is no frame")
         container.mux(stream.encode(None))
 
-    _write(path, write)
+    write_container(path, write)
 
 
 def scaled(image: np.ndarray, short_side: int | None) -> np.ndarray:
@@ -159,19 +172,19 @@ def scaled(image: np.ndarray, short_side: int | None) -> np.ndarray:
     return frame.reformat(width=width, height=height, interpolation="BICUBIC").to_ndarray()
 
 
-def _write(path: str | Path, write: Callable[[OutputContainer], None]) -> None:
+def write_container(path: str | Path, write: Callable[[OutputContainer], None]) -> None:
     """Call `write` on a container of the format that the suffix names; the file appears when it is complete."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise InputError(f"{path} ends in {suffix or 'nothing'}; video is written to {', '.join(FORMATS)}")
 
-    def write_container(file: BinaryIO) -> None:
+    def fill(file: BinaryIO) -> None:
         with av.open(file, "w", format=FORMATS[suffix]) as container:
             container.flags |= cast(int, av.container.Flags.bitexact.value)  # no random identifiers
             write(container)
 
     try:
-        write_atomically(path, write_container)
+        write_atomically(path, fill)
     except (av.FFmpegError, InputError) as error:
         if isinstance(error, DecodeError):
             raise

@@ -11,36 +11,44 @@ import io
 import json
 import os
 import shutil
+import tempfile
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import tee
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
 from common.errors import InputError
-from common.files import flush
-from dataset_loader.decoding import DecodeError, Video
-from dataset_loader.files import find_videos
-from dataset_loader.images import QUALITY, decode_image, encode_jpeg
-from dataset_loader.packed import SUFFIX, Shard, write_shard
-from dataset_loader.preparing.encoding import FAST_TO_DECODE, scaled, write_video
-from dataset_loader.preparing.jobs import take_shard
+from common.files import flush, write_atomically
+from dataset_loader.decoding import DecodeError
+from dataset_loader.frame_folders import TIMES_FILE, FrameClip
+from dataset_loader.images import QUALITY, encode_jpeg
+from dataset_loader.packed import SUFFIX, write_shard
+from dataset_loader.preparing.encoding import frames_of, reencode
+from dataset_loader.preparing.jobs import (
+    Journal,
+    journal,
+    names_below,
+    printable,
+    processes,
+    run,
+    shard_name,
+    take_shard,
+)
 from dataset_loader.preparing.manifest import OK, default_path, read_manifest
-from dataset_loader.preparing.validate import printable, processes, progress
-from dataset_loader.processes import Failure, alive, supervise
+from dataset_loader.processes import Failure, alive
 from dataset_loader.random_temporal_subsample import RandomTemporalSubsample
+from dataset_loader.sources import open_source
 
 Form = Literal["frames", "packed", "gop"]
 RECORD = "prepared.json"
 FAILED = "failed.csv"
-TIMES = "times.txt"
+SUFFIXES = {"frames": "", "packed": SUFFIX, "gop": ".mp4"}
 SAMPLES = 3  # videos that the estimate is made from
 PAIRS = 9  # read from each of them
 SILENCE = 120.0  # seconds: an encoder looks ahead before it gives its first frame
@@ -108,61 +116,36 @@ def prepare(
     """
     folder, out, jobs = Path(folder), Path(out), processes(jobs)
     names = _chosen(folder, every_file, split)
-    tasks = _tasks(names, recipe)
-    mine = take_shard(tasks, shard)
+    mine = take_shard(_tasks(names, recipe), shard)
     _claim(folder, out, recipe, names, split or "all", shard)
     _refuse_newer(folder, out, mine)
-    with _staging(out, shard) as staging:
+    listing = out / f"{shard_name(shard, after='.')}{FAILED}"
+    with journal(listing) as found, _aside(out, shard) as aside:
         todo = [task for task in mine if not os.path.lexists(out / task.target)]
-        videos = sum(len(task.sources) for task in todo)
         print(f"{len(mine)} to make, {len(mine) - len(todo)} of them done before", flush=True)
-        work = partial(supervise, jobs=jobs, silence=silence)
+        work = partial(run, jobs=jobs, silence=silence)
         if todo:
-            _announce(folder, out, staging, recipe, todo, work, jobs)
-        failed: dict[str, str] = {}
-        items = [(str(folder), str(out), str(staging / str(k)), recipe, task) for k, task in enumerate(todo)]
-        for item, result in progress(work(_make, items), len(todo)):
-            if isinstance(result, Failure) and result.kind == "full":
-                raise InputError(f"{out}: the disk is full; make room, and the same command goes on")
-            if isinstance(result, Failure):
-                failed |= dict.fromkeys(item[-1].sources, result.reason)
-        for task in mine:
-            failed |= _read_failed(out / f"{task.target}.{FAILED}")
-        part = "" if shard == "1/1" else f"{shard.replace('/', '-of-')}."
-        _write_failed(out / f"{part}{FAILED}", failed, staging / FAILED)
+            _announce(folder, out, aside, recipe, todo, work, jobs)
+        pieces = [Piece(folder, aside / f"{k}{SUFFIXES[recipe.form]}", recipe, task) for k, task in enumerate(todo)]
+        for piece, result in work(_make, pieces):
+            lost = isinstance(result, Failure)
+            found.add(piece.task.target, dict.fromkeys(piece.task.sources, result.reason) if lost else result)
+            if not lost:
+                found.flush()  # what is left out of a shard must not be forgotten once the shard is there
+                target = out / piece.task.target
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(piece.made, target)
+                flush(target.parent)
+        failed = _failed(out, mine, found)
+        _write_failed(listing, failed)
+        found.remove()
+    videos = sum(len(task.sources) for task in todo)
     print(f"{videos} videos tried, {len(failed)} of all could not be prepared; the result is {out}")
     for name, reason in list(failed.items())[:5]:
         print(printable(f"  {name} {reason}"))
     if failed:
-        print(f"  … all of them in {out / f'{part}{FAILED}'}")
+        print(f"  … all of them in {listing}")
     return failed
-
-
-def at_rate(frames: Iterable[tuple[np.ndarray, float]], fps: float | None) -> Iterator[tuple[np.ndarray, float]]:
-    """Of (image, time in seconds) those nearest to a raster of `fps` from the first on, each with its own time.
-
-    A frame is given once, also where the raster is finer than the frames.
-    """
-    if fps is None:
-        yield from frames
-        return
-    before: tuple[np.ndarray, float] | None = None
-    start = wanted = 0.0
-    number, given = 0, None
-    for frame in frames:
-        if before is None:
-            start = wanted = frame[1]
-        else:
-            while wanted <= frame[1]:
-                nearest = before if wanted - before[1] <= frame[1] - wanted else frame
-                if nearest[1] != given:
-                    given = nearest[1]
-                    yield nearest
-                number += 1
-                wanted = start + number / fps
-        before = frame
-    if before is not None and before[1] != given and wanted <= before[1] + 0.5 / fps:
-        yield before
 
 
 def _chosen(folder: Path, every_file: bool, split: str | None) -> list[str]:
@@ -174,7 +157,7 @@ def _chosen(folder: Path, every_file: bool, split: str | None) -> list[str]:
         if split not in (None, "all"):
             raise InputError(f"the split {split} is told by a manifest, {manifest}; write it with validate and split")
         print("no manifest is used: all files below the folder" + ("" if every_file else "; validate would check them"))
-        return [os.path.relpath(path, folder).replace(os.sep, "/") for path in find_videos(folder)]
+        return names_below(folder)
     rows = read_manifest(manifest)
     used = [row for row in rows if row.status == OK and split in (None, "all", row.split)]
     if not used:
@@ -194,10 +177,9 @@ def _tasks(names: Sequence[str], recipe: Recipe) -> list[Task]:
         size = recipe.videos_per_shard
         chunks = [tuple(names[first : first + size]) for first in range(0, len(names), size)]
         return [Task(f"{number:05}{SUFFIX}", chunk) for number, chunk in enumerate(chunks)]
-    suffix = ".mp4" if recipe.form == "gop" else ""
     makers: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
-        makers[str(PurePosixPath(name).with_suffix(suffix))].append(name)
+        makers[str(PurePosixPath(name).with_suffix(SUFFIXES[recipe.form]))].append(name)
     for target, sources in makers.items():
         inside = next((str(above) for above in PurePosixPath(target).parents if str(above) in makers), None)
         others = sources[1:] or (makers[inside] if inside else [])
@@ -259,119 +241,76 @@ def _refuse_newer(folder: Path, out: Path, tasks: Sequence[Task]) -> None:
 
 
 @contextmanager
-def _staging(out: Path, shard: str) -> Iterator[Path]:
-    """A folder for what is not yet whole, empty at the start and gone at the end; one process at a time has it."""
-    import fcntl
+def _aside(out: Path, shard: str) -> Iterator[Path]:
+    """A new folder for what is not yet whole; it and those of runs that were killed are gone at the end."""
+    prefix = f".unfinished.{shard.replace('/', '-of-')}."
 
-    path = out / f".unfinished.{shard.replace('/', '-of-')}"
+    def clear() -> None:
+        for left in out.glob(f"{prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    clear()
     try:
-        path.mkdir(exist_ok=True)
-        held = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror})") from error
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: another run of prepare is at work there; wait until it ends") from None
-        try:
-            _empty(path)
-            aside = path / uuid.uuid4().hex  # what a process of a killed run still writes must not come among it
-            aside.mkdir()
-            yield aside
-        finally:
-            _empty(path)
-            path.rmdir()
+        yield Path(tempfile.mkdtemp(prefix=prefix, dir=out))
     finally:
-        os.close(held)
+        clear()
 
 
-def _empty(folder: Path) -> None:
-    """Remove what is in a folder, also while a process that was just killed is adding to it."""
-    for _ in range(50):
-        for path in folder.iterdir():
-            shutil.rmtree(path, ignore_errors=True)
-        if not any(folder.iterdir()):
-            return
-        time.sleep(0.1)
-    raise InputError(f"{folder} cannot be emptied; is another program at work there?")
+@dataclass(frozen=True)
+class Piece:
+    """A task, and the place aside where it is made."""
+
+    folder: Path
+    made: Path
+    recipe: Recipe
+    task: Task
 
 
-def _make(item: tuple[str, str, str, Recipe, Task]) -> None:
-    """Make one task's result aside, and give it its name."""
-    folder, out, aside, recipe, task = item
-    made = Path(aside)
-    sources = [Path(folder, name) for name in task.sources]
-    target = Path(out, task.target)
+def _make(piece: Piece) -> dict[str, str]:
+    """Make what a task asks for; returns {source: reason} of what is left out of a packed shard."""
+    recipe, made = piece.recipe, piece.made
+    looks: dict[str, Any] = dict(short_side=recipe.short_side, fps=recipe.fps)
     if recipe.form == "packed":
-        made = made.with_suffix(SUFFIX)
-        bad = _write_packed(made, dict(zip(task.sources, sources, strict=True)), recipe)
-        if bad:  # before the shard: what is left out of it must not be forgotten
-            _write_failed(Path(out, f"{task.target}.{FAILED}"), bad, made.with_suffix(".csv"))
+        videos = ((name, frames_of(piece.folder / name, **looks)) for name in piece.task.sources)
+        return write_shard(made, videos, quality=recipe.quality)
+    source = piece.folder / piece.task.sources[0]
+    if recipe.form == "gop":
+        reencode(source, made, gop=recipe.gop, crf=recipe.crf, **looks)
     else:
-        made = _write_one(sources[0], made, recipe)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not os.path.lexists(target):  # else a process of a run that was killed has come first, with the same
-        os.rename(made, target)
-    flush(target.parent)
+        _write_folder(made, source, frames_of(source, **looks), recipe.quality)
+    return {}
 
 
-def _write_one(source: Path, made: Path, recipe: Recipe) -> Path:
-    """Write one video at `made`, or with a suffix that its form needs; returns where it is."""
-    if recipe.form == "packed":
-        made = made.with_suffix(SUFFIX)
-        bad = _write_packed(made, {"video": source}, recipe)
-        if bad:
-            raise DecodeError(source, bad["video"])
-    elif recipe.form == "gop":
-        made = made.with_suffix(".mp4")
-        pairs, again = tee(_frames(source, recipe))  # in step, so that one frame at a time is held
-        times = cast(Sequence[float], (at for _, at in again))
-        images = (image for image, _ in pairs)
-        write_video(made, images, times, gop=recipe.gop, crf=recipe.crf, options=FAST_TO_DECODE)
-    else:
-        _write_folder(made, source, recipe)
-    return made
-
-
-def _write_packed(made: Path, sources: dict[str, Path], recipe: Recipe) -> dict[str, str]:
-    videos = ((name, _frames(source, recipe)) for name, source in sources.items())
-    return write_shard(made, videos, quality=recipe.quality)
-
-
-def _write_folder(made: Path, source: Path, recipe: Recipe) -> None:
+def _write_folder(made: Path, source: Path, frames: Iterable[tuple[np.ndarray, float]], quality: int) -> None:
     """`img_00001.jpg` and so on, and `times.txt`: the time of each in seconds from the first frame on, one a line."""
     shutil.rmtree(made, ignore_errors=True)  # of a first try, whose process died
     made.mkdir()
     times = []
-    for number, (image, at) in enumerate(_frames(source, recipe), 1):
-        (made / f"img_{number:05}.jpg").write_bytes(encode_jpeg(image, recipe.quality))
+    for number, (image, at) in enumerate(frames, 1):
+        (made / f"img_{number:05}.jpg").write_bytes(encode_jpeg(image, quality))
         times.append(at)
     if not times:
         raise DecodeError(source, "has no frame that can be decoded")
-    (made / TIMES).write_text("".join(f"{at:.6f}\n" for at in times))
+    (made / TIMES_FILE).write_text("".join(f"{at:.6f}\n" for at in times))
+    try:
+        FrameClip(str(made), fps=30)
+    except DecodeError as error:
+        raise DecodeError(source, f"would become a folder that cannot be loaded: {error.reason}") from error
     for path in [*made.iterdir(), made]:  # after all is written: the first flush takes most of the others along
         flush(path)
 
 
-def _frames(source: Path, recipe: Recipe) -> Iterator[tuple[np.ndarray, float]]:
-    """The frames of a video as a recipe wants them, with their times from the first one on."""
-    with Video(source) as video:
-        start = float(video.index.times[0])
-        for image, at in at_rate(video.each_frame(), recipe.fps):
-            alive()
-            side = None if recipe.short_side is None else min(recipe.short_side, *image.shape[:2])
-            yield scaled(image, side), at - start
-
-
 def _announce(
-    folder: Path, out: Path, staging: Path, recipe: Recipe, todo: Sequence[Task], work: Callable, jobs: int
+    folder: Path, out: Path, aside: Path, recipe: Recipe, todo: Sequence[Task], work: Callable, jobs: int
 ) -> None:
     """Prepare a few videos for trial, and print what all will take. Raises InputError if the disk is too small."""
+    from tqdm import tqdm
+
     names = [name for task in todo for name in task.sources]
     chosen = [names[k] for k in sorted({round(k) for k in np.linspace(0, len(names) - 1, SAMPLES)})]
-    items = [(str(folder / name), str(staging / f"trial{k}"), recipe) for k, name in enumerate(chosen)]
-    measured = [trial for _, trial in work(_try, items) if isinstance(trial, Trial)]
+    made = [aside / f"trial{k}{SUFFIXES[recipe.form]}" for k in range(len(chosen))]
+    pieces = [Piece(folder, path, recipe, Task("", (name,))) for path, name in zip(made, chosen, strict=True)]
+    measured = [trial for _, trial in work(_try, pieces) if isinstance(trial, Trial)]
     if not measured:
         print(f"none of {len(chosen)} videos could be prepared for trial, so nothing is known of size and time")
         return
@@ -380,16 +319,17 @@ def _announce(
     size, seconds = (of_source * sum(getattr(trial, what) for trial in measured) for what in ("bytes", "seconds"))
     free = shutil.disk_usage(out).free
     own, now = (float(np.median([getattr(trial, what) for trial in measured])) for what in ("pair_source", "pair"))
+    known, needed, room = (f"{tqdm.format_sizeof(count)}B" for count in (everything, size, free))
     print(
-        f"{len(names)} videos of {_bytes(everything)} become about {_bytes(size)} ({_bytes(free)} free), in "
-        f"{_duration(seconds / jobs)} with {jobs} processes\n"
+        f"{len(names)} videos of {known} become about {needed} ({room} free), in about "
+        f"{tqdm.format_interval(seconds / jobs)} with {jobs} processes\n"
         f"a pair of frames then takes {now * 1000:.1f} ms to read, {1 / now:.0f} a second and core; "
         f"from the videos as they are {own * 1000:.1f} ms, {1 / own:.0f} a second\n"
         f"(measured on {len(measured)} of them)",
         flush=True,
     )
     if size > free:
-        raise InputError(f"{out} is too small: about {_bytes(size)} are needed, and {_bytes(free)} are free")
+        raise InputError(f"{out} is too small: about {needed} are needed, and {room} are free")
 
 
 @dataclass(frozen=True)
@@ -403,10 +343,11 @@ class Trial:
     pair: float
 
 
-def _try(item: tuple[str, str, Recipe]) -> Trial:
-    source, aside, recipe = Path(item[0]), Path(item[1]), item[2]
+def _try(piece: Piece) -> Trial:
+    made, source = piece.made, piece.folder / piece.task.sources[0]
     begin = time.perf_counter()
-    made = _write_one(source, aside, recipe)
+    if bad := _make(piece):
+        raise DecodeError(source, *bad.values())
     seconds = time.perf_counter() - begin
     size = sum(path.stat().st_size for path in (made.iterdir() if made.is_dir() else [made]))
     return Trial(source.stat().st_size, size, seconds, _seconds_a_pair(source), _seconds_a_pair(made))
@@ -414,42 +355,39 @@ def _try(item: tuple[str, str, Recipe]) -> Trial:
 
 def _seconds_a_pair(path: Path) -> float:
     """The median time to open what a video has become, or itself, and to read the frames of a pair."""
-    sampler, taken = RandomTemporalSubsample(), []
+    sampler, source, taken = RandomTemporalSubsample(), open_source([path]), []
     for k in range(PAIRS):
         alive()
         begin = time.perf_counter()
-        generator = np.random.default_rng(k)
-        if path.is_dir():
-            times = np.loadtxt(path / TIMES, ndmin=1)
-            for number in sampler.draw(times, generator)[0]:
-                decode_image((path / f"img_{number + 1:05}.jpg").read_bytes())
-        elif path.suffix == SUFFIX:
-            with Shard(path).open(0) as clip:
-                clip.frames(sampler.draw(clip.times, generator)[0])
-        else:
-            with Video(path) as video:
-                video.frames(sampler.draw(video.index.times, generator)[0])
+        with source.open(0) as clip:
+            clip.frames(sampler.draw(clip.times, np.random.default_rng(k))[0])
         taken.append(time.perf_counter() - begin)
     return float(np.median(taken))
 
 
-def _write_failed(path: Path, failed: dict[str, str], aside: Path) -> None:
-    """A table of (path, reason), sorted, made `aside`; none where nothing failed."""
+def _failed(out: Path, tasks: Sequence[Task], found: Journal) -> dict[str, str]:
+    """{source: reason} of what this run and, of shards that are there already, earlier ones could not prepare."""
+    earlier: dict[str, str] = {}
+    for listing in sorted(out.glob(f"*{FAILED}")):
+        text = listing.read_bytes().decode("utf-8", "surrogateescape")
+        earlier |= dict(list(csv.reader(io.StringIO(text, newline="")))[1:])
+    failed: dict[str, str] = {}
+    for task in tasks:
+        if task.target in found.entries:
+            failed |= found.entries[task.target]
+        elif task.target.endswith(SUFFIX):
+            failed |= {name: earlier[name] for name in task.sources if name in earlier}
+    return failed
+
+
+def _write_failed(path: Path, failed: dict[str, str]) -> None:
+    """A table of (path, reason), sorted; none where nothing failed."""
     if not failed:
         path.unlink(missing_ok=True)
         return
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *sorted(failed.items())])
-    aside.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
-    flush(aside)
-    os.replace(aside, path)
-
-
-def _read_failed(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
-    text = path.read_bytes().decode("utf-8", "surrogateescape")
-    return {name: reason for name, reason in list(csv.reader(io.StringIO(text, newline="")))[1:]}
+    write_atomically(path, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape")))
 
 
 def _size(path: Path) -> int:
@@ -465,13 +403,3 @@ def _modified(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-def _bytes(count: float) -> str:
-    unit, name = next(((u, n) for u, n in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if count >= u), (1e3, "kB"))
-    return f"{count / unit:.3g} {name}"
-
-
-def _duration(seconds: float) -> str:
-    unit, name = next(((u, n) for u, n in ((3600, "hours"), (60, "minutes")) if seconds >= 2 * u), (1, "seconds"))
-    return f"{seconds / unit:.1f} {name}"

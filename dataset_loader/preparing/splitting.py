@@ -10,8 +10,8 @@ from common.errors import InputError
 from common.files import write_atomically
 from dataset_loader.disjoint import check_disjoint
 from dataset_loader.files import hold_out, video_id
+from dataset_loader.preparing.jobs import printable
 from dataset_loader.preparing.manifest import OK, Row, default_path, read_manifest, write_manifest
-from dataset_loader.preparing.validate import printable
 
 TEST_SHARE = 0.1
 

@@ -1,37 +1,31 @@
 """Decode every file of a data set once, write down what came out, and say which files are used.
 
-While it runs, what is known stands in a journal beside the manifest, one JSON line a file; the manifest is made of it
-in one step at the end. A run that is killed goes on from its journal, and a later one from the manifest: files that are
-still the same are not decoded again, and the rules are applied to what was measured.
+While it runs, what is known stands in a journal beside the manifest; the manifest is made of it in one step at the end.
+A run that is killed goes on from its journal, and a later one from the manifest: files that are still the same are not
+decoded again, and the rules are applied to what was measured.
 """
 
 import glob
 import hashlib
-import json
 import os
 import stat
-import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Self
 
 import av
 import numpy as np
 
 from common.errors import InputError
 from dataset_loader.decoding import OPEN, DecodeError, Video
-from dataset_loader.files import find_videos
-from dataset_loader.preparing.jobs import take_shard
+from dataset_loader.preparing.jobs import journal, names_below, printable, processes, run, shard_name, take_shard
 from dataset_loader.preparing.manifest import OK, Row, Rules, default_path, read_manifest, write_manifest
-from dataset_loader.processes import MEMORY, SILENCE, Failure, alive, supervise
+from dataset_loader.processes import MEMORY, SILENCE, Failure, alive
 
 UNEVEN = 0.2  # share by which distances in time differ in a video of variable rate; rounding to milliseconds is less
 UNCERTAIN = ("hung", "crashed")  # may be the machine's fault: a later run tries these again
-FLUSHED = 2.0  # seconds of work that a loss of power may cost
 
 
 def validate(
@@ -56,36 +50,40 @@ def validate(
     """
     rules, jobs = rules or Rules(), processes(jobs)
     folder, whole = Path(folder), Path(out) if out else default_path(folder)
-    path = shard_path(whole, shard)
+    path = whole.with_name(f"{whole.stem}{shard_name(shard, before='.')}{whole.suffix}")
+    mine = take_shard(names_below(folder), shard)
     _refuse_read_only(path.parent)
     if quarantine is not None:
         _check_quarantine(folder, Path(quarantine), shard)
-    files = [os.path.relpath(file, folder).replace(os.sep, "/") for file in find_videos(folder)]
-    mine = take_shard(files, shard)
     written = _written(whole, path)
-    with _Journal(path) as journal:
+    with journal(path) as found:
         # Under the lock: another run over the same folder may just have written them.
-        found = chain([] if again else written.values(), journal.rows)
-        known = {row.path: row for row in found if row.status not in UNCERTAIN}
-        rows = {name: known[name] for name in mine if name in known and _same(known[name], identity(folder, name))}
+        known = {} if again else dict(written)
+        for name, value in found.entries.items():
+            with suppress(TypeError):
+                known[name] = Row(**value)
+        rows = {
+            name: row
+            for name in mine
+            if (row := known.get(name)) and row.status not in UNCERTAIN and _same(row, identity(folder, name))
+        }
         todo = [(str(folder), name) for name in mine if name not in rows]
         print(
             f"{len(mine)} files, {len(rows)} of them known; {len(todo)} to decode; the list will be {path}", flush=True
         )
-        results = supervise(measure, todo, jobs=jobs, silence=silence, memory=memory)
-        for (_, name), result in progress(results, len(todo)):
+        for (_, name), result in run(measure, todo, jobs=jobs, silence=silence, memory=memory):
             if isinstance(result, Failure):
                 status = "hung" if result.kind == "hung" else "crashed"
                 result = replace(identity(folder, name), status=status, reason=result.reason)
             rows[name] = result
-            journal.add(result)
+            found.add(name, asdict(result))
         if quarantine is not None:  # what an earlier run has moved stays in the list
             moved = (row for row in written.values() if row.path not in rows)
             rows |= {row.path: row for row in moved if os.path.lexists(Path(quarantine) / row.path)}
         kept = {name: row.split for name, row in written.items()}
         done = [rules.judge(replace(row, split=kept.get(name, ""))) for name, row in sorted(rows.items())]
         write_manifest(path, done)
-        journal.remove()
+        found.remove()
     print(summary(done))
     print(f"the list is {path}")
     if quarantine is not None:
@@ -208,35 +206,6 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def printable(text: str) -> str:
-    """A name that is no UTF-8 in a form that every terminal takes."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def progress(results: Iterable, total: int) -> Iterable:
-    """The same things one by one, while a line shows how many are done, how fast, and the time left."""
-    from tqdm import tqdm
-
-    interval = 0.5 if sys.stdout.isatty() else 30
-    return tqdm(results, total=total, unit=" files", mininterval=interval, file=sys.stdout, disable=not total)
-
-
-def processes(jobs: int | None) -> int:
-    """How many processes to work with: by default as many as this one has cores."""
-    if jobs is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if jobs < 1:
-        raise InputError(f"jobs is {jobs}; it must be at least 1")
-    return jobs
-
-
-def shard_path(manifest: Path, shard: str) -> Path:
-    """Where a shard writes: `clips.manifest.2-of-8.csv` of `clips.manifest.csv`."""
-    take_shard([], shard)
-    part = "" if shard == "1/1" else f".{shard.replace('/', '-of-')}"
-    return manifest.with_name(f"{manifest.stem}{part}{manifest.suffix}")
-
-
 def _refuse_read_only(folder: Path) -> None:
     """Raise InputError for a folder that nobody may write to: the superuser could, and would not notice."""
     if folder.is_dir() and not folder.stat().st_mode & 0o222:
@@ -248,59 +217,6 @@ def _written(whole: Path, path: Path) -> dict[str, Row]:
     shards = whole.parent.glob(f"{glob.escape(whole.stem)}.*-of-*{whole.suffix}") if path == whole else []
     found = [*sorted(shards), *([path] if path.exists() else [])]
     return {row.path: row for manifest in found for row in read_manifest(manifest)}
-
-
-class _Journal:
-    """Rows that are known already, in a file that survives a kill at any moment; one process at a time holds it."""
-
-    def __init__(self, manifest: Path) -> None:
-        self.manifest = manifest
-        self.path = manifest.with_name(f".{manifest.name}.journal")
-        self.flushed = time.monotonic()
-
-    def __enter__(self) -> Self:
-        import fcntl
-
-        try:
-            self.file = open(self.path, "a+b")
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{self.path} is held by another run of validate; wait until it ends") from None
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written ({error.strerror}); choose a place with --out") from error
-        for left in self.path.parent.glob(f".{glob.escape(self.manifest.name)}.*.tmp"):  # by a run that was killed
-            left.unlink(missing_ok=True)
-        self.file.seek(0)
-        text = self.file.read()
-        whole = text[: text.rfind(b"\n") + 1]  # a line without its end was being written when the run was killed
-        self.file.truncate(len(whole))
-        self.rows = [row for line in whole.splitlines() if (row := _parsed(line))]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.flush()
-        self.file.close()
-
-    def add(self, row: Row) -> None:
-        self.file.write(json.dumps(asdict(row)).encode() + b"\n")
-        self.file.flush()
-        if time.monotonic() - self.flushed > FLUSHED:
-            self.flush()
-
-    def flush(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.flushed = time.monotonic()
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-
-def _parsed(line: bytes) -> Row | None:
-    try:
-        return Row(**json.loads(line))
-    except (ValueError, TypeError):  # after a loss of power a line may be anything; its file is decoded again
-        return None
 
 
 def _check_quarantine(folder: Path, quarantine: Path, shard: str) -> None:

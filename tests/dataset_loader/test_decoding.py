@@ -14,7 +14,8 @@ import pytest
 
 from dataset_loader import decoding
 from dataset_loader.decoding import DecodeError, Video, VideoIndex, decode_all, decode_frames, read_index
-from dataset_loader.preparing.encoding import copy_cut, write_video
+from dataset_loader.preparing.encoding import write_video
+from tests.dataset_loader.cutting import copy_cut
 
 VARIABLE = np.cumsum(np.random.default_rng(7).uniform(0.01, 0.15, 120))
 X264 = "libx264"

@@ -5,7 +5,8 @@ import pytest
 
 from common.errors import InputError
 from dataset_loader import DecodeError, decode_all, read_index
-from dataset_loader.preparing.encoding import copy_cut, reencode, write_video
+from dataset_loader.preparing.encoding import reencode, write_video
+from tests.dataset_loader.cutting import copy_cut
 
 
 def mean_error(frames: np.ndarray, others: np.ndarray) -> float:

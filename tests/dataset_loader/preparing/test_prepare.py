@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import time
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,9 @@ from common.errors import InputError
 from dataset_loader import decode_all, read_index
 from dataset_loader.contact_sheet import contact_sheet
 from dataset_loader.packed import Shard
-from dataset_loader.preparing.encoding import write_video
+from dataset_loader.preparing.encoding import at_rate, write_video
 from dataset_loader.preparing.manifest import Row, default_path, write_manifest
-from dataset_loader.preparing.prepare import Recipe, _bytes, _duration, at_rate, prepare
+from dataset_loader.preparing.prepare import Recipe, prepare
 from dataset_loader.processes import forking_context
 
 RECIPES = {
@@ -99,7 +100,7 @@ def test_what_is_there_and_what_failed(prepared):
     assert json.loads(files["prepared.json"])["form"] == form
     top = {name.split("/")[0] for name in files}
     names = {"frames": {"part0", "part1", "variable"}, "gop": {"part0", "part1", "variable.mp4"}}
-    shards = {"00000.shard", "00001.shard", "00002.shard", "00002.shard.failed.csv"}
+    shards = {"00000.shard", "00001.shard", "00002.shard"}
     assert top == {"failed.csv", "prepared.json"} | names.get(form, shards)
     if form == "gop":
         assert len(read_index(out / "variable.mp4").keyframes) == 15
@@ -139,7 +140,7 @@ def kill_at_random_moments(form, folder, out, undisturbed, kills, seed):
     for attempt in range(10 * kills):
         process = forking_context().Process(target=run)
         process.start()
-        while process.is_alive() and not any(out.glob(".unfinished.*/*/*")):
+        while process.is_alive() and not any(out.glob(".unfinished.*/*")):
             time.sleep(0.005)
         time.sleep(generator.uniform(0, 0.6))
         alive = process.is_alive()
@@ -173,20 +174,14 @@ def test_what_it_will_take_is_measured_and_printed(folder, tmp_path, capsys, mon
     prepare(folder, tmp_path / "out", Recipe("frames", fps=10), jobs=1)
     line = next(line for line in capsys.readouterr().out.splitlines() if "become about" in line)
     size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.jpg"))
-    amount, unit = line.split("become about ")[1].split(" ")[:2]
-    assert float(amount) * {"kB": 1e3, "MB": 1e6}[unit] == pytest.approx(size, rel=0.5), line
+    amount, unit = re.search(r"become about ([\d.]+)([kM]?)B", line).groups()
+    assert float(amount) * {"": 1, "k": 1e3, "M": 1e6}[unit] == pytest.approx(size, rel=0.5), line
     assert line.startswith("9 videos of ") and "with 1 processes" in line
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("dataset_loader.preparing.prepare.shutil.disk_usage", lambda path: usage)
     with pytest.raises(InputError, match="too small"):
         prepare(folder, tmp_path / "no room", RECIPES["gop"], jobs=1)
     assert set(tree(tmp_path / "no room")) == {"prepared.json"}
-    assert (_bytes(1.54e12), _bytes(2.5e5), _duration(7300), _duration(30)) == (
-        "1.54 TB",
-        "250 kB",
-        "2.0 hours",
-        "30.0 seconds",
-    )
 
 
 @pytest.mark.parametrize("fps", [7, 30, 45, None])

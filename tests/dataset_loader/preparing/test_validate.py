@@ -23,11 +23,12 @@ import pytest
 from cli.main import main
 from common.errors import InputError
 from dataset_loader import check_disjoint, decode_all, open_source
-from dataset_loader.preparing.encoding import copy_cut, write_video
+from dataset_loader.preparing.encoding import write_video
 from dataset_loader.preparing.manifest import COLUMNS, Row, Rules, default_path, read_manifest, write_manifest
 from dataset_loader.preparing.splitting import check_no_overlap, duplicates, split, split_data, video_id
 from dataset_loader.preparing.validate import content_hash, measure, validate
 from dataset_loader.processes import Failure, forking_context, supervise
+from tests.dataset_loader.cutting import copy_cut
 
 ANY = Rules(min_seconds=0.5, min_fps=None, max_fps=None)
 
@@ -121,12 +122,18 @@ def test_ctrl_c_while_processes_start_is_for_one_to_report():
     """It goes to the whole group, also to the process that imports what the others are forked with."""
     code = "import time; from dataset_loader.processes import forking_context; forking_context(); print(flush=True)\n"
     code += "try: time.sleep(60)\nexcept KeyboardInterrupt: print('stopped')"
+    # Python leaves SIGINT ignored where the parent ignores it, as a shell's background jobs do.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
-    process.stdout.readline()
-    time.sleep(0.2)  # until it imports
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=60) == ("stopped\n", "")
+    try:
+        process.stdout.readline()
+        time.sleep(0.2)  # until it imports
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=60) == ("stopped\n", "")
+    finally:
+        process.kill()
+        process.wait()
 
 
 def is_running(pid):
@@ -370,10 +377,10 @@ def test_a_journal_that_was_torn(folder, undisturbed, tmp_path, capsys):
     from dataclasses import asdict
 
     (tmp_path / "whole.csv").write_bytes(undisturbed)
-    lines = [json.dumps(asdict(row)).encode() for row in read_manifest(tmp_path / "whole.csv")]
-    stranger = json.dumps(asdict(Row("gone.mp4", bytes=5))).encode()
+    lines = [json.dumps([row.path, asdict(row)]).encode() for row in read_manifest(tmp_path / "whole.csv")]
+    stranger = json.dumps(["gone.mp4", asdict(Row("gone.mp4", bytes=5))]).encode()
     journal = tmp_path / ".m.csv.journal"
-    journal.write_bytes(b"\n".join([*lines[:4], b"\0\0\0", b"{}", stranger, lines[5][:-30]]))
+    journal.write_bytes(b"\n".join([*lines[:4], b"\0\0\0", b"{}", b'["a.mp4", {"x": 1}]', stranger, lines[5][:-30]]))
     validate(folder, out=tmp_path / "m.csv", rules=ANY, jobs=1)
     assert "15 files, 4 of them known" in capsys.readouterr().out
     assert (tmp_path / "m.csv").read_bytes() == undisturbed
