@@ -26,6 +26,7 @@ def _features(name: str, root: Path, **options: Any) -> "Source":
         "untrained": Kind("CHECKPOINT", partial(_untrained, root)),
         "mae_st": Kind("PATH", _mae_st),
         "one_tubelet": Kind("MAE-ST", partial(_one_tubelet, root)),
+        "settled": Kind("FILE[@SOURCE]", partial(_settled, root)),
     }
     if name.partition(":")[0] in {**SOURCES, **own}:
         return feature_source(name, more=own, **options)
@@ -79,3 +80,28 @@ def _one_tubelet(root: Path, name: str, **options: Any) -> "Source":
         raise InputError(f"{name} is a model of pairs; one_tubelet: is for a MAE-ST, which takes an image as a clip")
     encode = partial(model.encode, steps=1)
     return model_source(f"one_tubelet:{name}", model, file=path, encode=encode, **options)
+
+
+def _settled(root: Path, name: str, **options: Any) -> "Source":
+    """A source with the head of `siammae settle` on its features; it must be that on which the head was trained."""
+    import torch
+
+    from evaluation.features import Source, file_digest
+    from ml.extensions.settle import load_head
+
+    file, _, other = name.partition("@")
+    head, saved = load_head(Path(file))
+    inner = _features(other or saved["source"], root, **options)
+    if saved["weights"] != inner.weights:
+        raise InputError(
+            f"{file} was trained on {saved['source']} with other weights ({saved['weights']}) than {inner.name} has "
+            f"({inner.weights}): name the right source, as settled:{file}@SOURCE"
+        )
+    head = head.to(options.get("device", "cpu"))
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            settled: torch.Tensor = head(inner.encode(images))
+        return settled
+
+    return Source(f"settled:{file} (on {inner.name})", encode, inner.patch_size, file_digest(file), inner.model)

@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": "DAVIS, VIP, JHMDB and others: how well features follow objects, parts and joints",
     "track": "follow your own objects through your own video",
     "motion": "does a model find what moved? errors and attention on pairs with a known correspondence",
+    "settle": "train a small head on a frozen encoder, so that its features agree through time",
     "plot": "reconstructions of a few pairs by a checkpoint",
     "compare": "draw the loss curves of several runs in one figure",
     "samples": "write frame pairs for figures to a file",

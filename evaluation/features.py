@@ -26,13 +26,15 @@ from mae.weights import load_pretrained
 class Source:
     """`encode`: images uint8 [B, 3, H, W] in RGB, on any device → features [B, h, w, D]; its patch; what it is.
 
-    weights: the SHA-256 of the file of its weights, or of the parameters themselves where no file is known.
+    weights: the SHA-256 of the file of its weights, or of the parameters themselves where no file is known. model: the
+    network behind it, if there is one.
     """
 
     name: str
     encode: Callable[[Tensor], Tensor]
     patch_size: int
     weights: str | None = None
+    model: Any = None
 
 
 class Kind(NamedTuple):
@@ -77,7 +79,7 @@ def model_source(
     """
     weights = file_digest(file) if file else _parameters_digest(model)
     model = model.to(device).eval()
-    return Source(name, _on_device(encode or model.encode, device, half), model.patch_size, weights)
+    return Source(name, _on_device(encode or model.encode, device, half), model.patch_size, weights, model)
 
 
 def architecture(path: str | Path, names: Iterable[str], default: str) -> str:
@@ -157,7 +159,7 @@ def _timm(rest: str, device: str, half: bool) -> Source:
 
     norm_after_pool = getattr(model, "fc_norm", nn.Identity())  # where such a model keeps its final norm
     weights = file_digest(options["pretrained_cfg_overlay"]["file"])
-    return Source(f"timm:{rest}", _on_device(encode, device, half), model.feature_info[-1]["reduction"], weights)
+    return Source(f"timm:{rest}", _on_device(encode, device, half), model.feature_info[-1]["reduction"], weights, model)
 
 
 SOURCES = {

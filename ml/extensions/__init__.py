@@ -1,0 +1,1 @@
+"""Small, separable parts beside the models, each off unless it is asked for."""
