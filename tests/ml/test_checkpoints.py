@@ -1,6 +1,10 @@
 """Checkpoints, loss logs, samples, exports: what is written can be read, and what is not ours is refused in words."""
 
+import errno
+import os
 import pickle
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -8,16 +12,21 @@ import timm
 import torch
 
 from common.errors import InputError
-from mae.models_mae import MAEEncoder
 from mae.patches import normalize
-from ml.checkpoints import encoder_for_timm, find_checkpoint, load_model, load_run, save_checkpoint
+from ml.checkpoints import (
+    check_whole,
+    encoder_for_timm,
+    find_checkpoint,
+    load_model,
+    load_run,
+    newest_whole,
+    save_checkpoint,
+    save_last,
+)
 from ml.logs import EpochLoss, append_line, cut_after, read_losses
 from ml.samples import load_samples, save_samples
-from ml.SiamMAE import SiamMAE, build_model
-
-
-def tiny():
-    return SiamMAE(MAEEncoder(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4), decoder_size=(32, 1, 2))
+from ml.SiamMAE import build_model
+from tests.ml.small import run, tiny
 
 
 def test_a_checkpoint_gives_the_model_back(tmp_path):
@@ -62,6 +71,80 @@ def test_an_interrupted_write_leaves_what_was(tmp_path):
     with pytest.raises(RuntimeError):
         save_checkpoint(path, {"epoch": 2, "x": Unwritable()})
     assert torch.load(path, weights_only=True) == {"epoch": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "Permission denied")])
+def test_a_disk_that_refuses_is_said_and_nothing_is_lost(number, said, tmp_path, monkeypatch):
+    """The file behind torch.save raises it in the middle of the second checkpoint."""
+    save, count = torch.save, iter(range(100))
+
+    class Refusing:
+        def __init__(self, file):
+            self.file, self.written = file, 0
+
+        def write(self, data):
+            self.written += len(data)
+            if self.written > 5_000:
+                raise OSError(number, os.strerror(number))
+            return self.file.write(data)
+
+    monkeypatch.setattr(torch, "save", lambda state, file: save(state, Refusing(file) if next(count) else file))
+    with pytest.raises(InputError, match=f"could not be written .{said}.; the earlier ones are intact"):
+        run(tmp_path)
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert newest_whole(folder)[1]["epoch"] == 1
+    assert {path.name for path in folder.iterdir()} == {"config.json", "last.pt"}
+
+
+def test_a_really_full_disk(tmp_path):
+    """The same on a file system of a few kilobytes, where one may be mounted."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        with pytest.raises(InputError, match="the disk is full"):
+            run(tmp_path, save_minutes=0)
+        (folder,) = (tmp_path / "checkpoints").iterdir()
+        found = newest_whole(folder)
+        assert found is not None and found[1]["step"] >= 1
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_folder_that_vanishes_is_said(tmp_path):
+    with pytest.raises(InputError, match="has vanished"):
+        run(tmp_path, score=lambda model: shutil.rmtree(tmp_path / "checkpoints") or {}, score_epochs=1)
+
+
+def test_any_flipped_byte_is_noticed_or_harmless(tmp_path):
+    model, path = tiny(), tmp_path / "1.pt"
+    save_checkpoint(path, dict(model=model.state_dict(), config=model.config, epoch=1))
+    good, content, noticed = load_run(path)["model"], path.read_bytes(), 0
+    places = range(0, len(content), 997)
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :])
+        try:
+            state = load_run(path)["model"]
+        except InputError:
+            noticed += 1
+        else:
+            assert all(torch.equal(state[name], good[name]) for name in good), place
+    assert noticed > 0.8 * len(places)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        check_whole(path)
+
+
+def test_the_state_before_the_last_is_kept(tmp_path):
+    model = tiny()
+    for step in (1, 2, 3):
+        save_last(tmp_path, dict(model=model.state_dict(), config=model.config, epoch=0, step=step))
+    assert [load_run(tmp_path / name)["step"] for name in ("last.pt", "previous.pt")] == [3, 2]
+    (tmp_path / "last.pt").write_bytes(b"")
+    save_checkpoint(tmp_path / "7.pt", dict(model=model.state_dict(), config=model.config, epoch=7, step=9))
+    said = []
+    assert newest_whole(tmp_path, said.append)[0].name == "7.pt"  # newer than previous.pt
+    assert "last.pt is empty" in said[0] and "7.pt instead, after 9 steps" in said[1]
 
 
 def test_logs_are_read_as_they_are_written(tmp_path):

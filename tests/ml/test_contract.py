@@ -20,6 +20,7 @@ from mae.models_mae import MAEEncoder
 from mae.models_mae_st import SpatiotemporalMAE
 from mae.patches import IMAGENET_MEAN, IMAGENET_STD, MAE_ST_MEAN, MAE_ST_STD, normalize_patches
 from ml.SiamMAE import MODELS, SiamMAE, build_model
+from ml.utils import train_one_epoch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PATCH = 8
@@ -360,17 +361,11 @@ def scenes(case, count, size):
 
 
 def train(model, batches, lr):
-    """Ten lines of training, so that these numbers are the models' own: AdamW, a warm-up of a few steps."""
+    """The losses of steps with a plain AdamW and a warm-up of ten of them."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.05)
-    losses = []
-    for k, (video, seeds) in enumerate(batches):
-        optimizer.param_groups[0]["lr"] = lr * min(1, (k + 1) / 10)
-        loss = model(video, seeds=seeds)[0]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 10))
+    loader = [{"video": video, "seed": seeds} for video, seeds in batches]
+    return train_one_epoch(loader, optimizer, scheduler, "cpu", model)
 
 
 @of(TWO)
