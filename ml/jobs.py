@@ -65,7 +65,7 @@ def run_jobs(
             for slot, environment in enumerate(environments):
                 if slot not in running and waiting and not stop.received:
                     k = waiting.pop()
-                    running[slot] = _Running(k, _start(jobs[k], environment, keep_open), time.monotonic())
+                    running[slot] = _Running(k, start(jobs[k], environment, keep_open), time.monotonic())
             if stop.received and not asked:
                 asked = True
                 _tell(running, signal.SIGTERM)
@@ -81,7 +81,7 @@ def run_jobs(
             job.process.wait()
 
 
-def _start(job: Job, environment: Mapping[str, str], keep_open: int | None) -> subprocess.Popen[bytes]:
+def start(job: Job, environment: Mapping[str, str], keep_open: int | None) -> subprocess.Popen[bytes]:
     job.output.parent.mkdir(parents=True, exist_ok=True)
     home = str(Path(__file__).parents[1])  # so that a program of ours finds our packages, installed or not
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))

@@ -1,5 +1,6 @@
 """What several test folders share: a small folder of encoded videos, and real data of others, where it is here."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 def _one_thread():
     """Small tensors gain nothing from threads, and sums keep their order."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigint():
+    """A script that runs us in the background has SIGINT ignored, which every process that a test starts inherits."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

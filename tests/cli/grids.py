@@ -93,7 +93,7 @@ def serve() -> None:
     import ml.jobs
 
     torch.set_num_threads(1)
-    ml.jobs._start = Forked
+    ml.jobs.start = Forked
     for text in sys.stdin:
         job = json.loads(text)
         root = Path(job["root"])
