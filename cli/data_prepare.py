@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from common.errors import InputError
-from dataset_loader.preparing.prepare import SILENCE, USED, Form, Recipe, prepare
+from dataset_loader.preparing.recipe import SILENCE, USED, Form, Recipe
 
 
 def main(
@@ -48,6 +48,8 @@ def main(
         every_file: do not look at the manifest
         time_limit: seconds without a frame after which a video is given up
     """
+    from dataset_loader.preparing.prepare import prepare
+
     given = dict(fps=fps, quality=quality, gop=gop, crf=crf, videos_per_shard=videos_per_shard, short_side=short_side)
     own = {name: None if value == "own" else value for name, value in given.items() if value is not None}
     if wrong := own.keys() - USED[form]:

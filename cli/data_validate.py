@@ -7,7 +7,6 @@ import tyro
 
 from dataset_loader.preparing.manifest import Rules
 from dataset_loader.processes import SILENCE
-from dataset_loader.preparing.validate import validate
 
 
 def main(
@@ -34,6 +33,8 @@ def main(
         again: decode also what is known from an earlier run
         time_limit: seconds without a frame after which a file is given up
     """
+    from dataset_loader.preparing.validate import validate
+
     validate(
         folder, out=out, rules=rules, jobs=jobs, shard=shard, quarantine=quarantine, again=again, silence=time_limit
     )

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from common.errors import InputError
 from common.files import flush, write_atomically
 from dataset_loader.decoding import DecodeError
 from dataset_loader.frame_folders import TIMES_FILE, FrameClip
-from dataset_loader.images import QUALITY, encode_jpeg
+from dataset_loader.images import encode_jpeg
 from dataset_loader.packed import SUFFIX, write_shard
 from dataset_loader.preparing.encoding import frames_of, reencode
 from dataset_loader.preparing.jobs import (
@@ -41,50 +41,15 @@ from dataset_loader.preparing.jobs import (
     take_shard,
 )
 from dataset_loader.preparing.manifest import OK, default_path, read_manifest
+from dataset_loader.preparing.recipe import SILENCE, USED, Recipe
 from dataset_loader.processes import Failure, alive
-from dataset_loader.random_temporal_subsample import RandomTemporalSubsample
 from dataset_loader.sources import open_source
 
-Form = Literal["frames", "packed", "gop"]
 RECORD = "prepared.json"
 FAILED = "failed.csv"
 SUFFIXES = {"frames": "", "packed": SUFFIX, "gop": ".mp4"}
 SAMPLES = 3  # videos that the estimate is made from
 PAIRS = 9  # read from each of them
-SILENCE = 120.0  # seconds: an encoder looks ahead before it gives its first frame
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a data set is prepared. What a form has no use for stays as it is.
-
-    form: "frames", a folder of JPEGs for each video; "packed", shards; "gop", H.264 with a keyframe every few frames.
-    fps: the frames nearest to a regular raster, in frames a second; None takes all of them. short_side: pixels; None
-    keeps the size, and nothing is enlarged. quality: of JPEGs, to 100. gop: frames from one keyframe to the next.
-    crf: H.264's constant quality, less is better. videos_per_shard: in packed shards.
-    """
-
-    form: Form
-    fps: float | None = None
-    short_side: int | None = 256
-    quality: int = QUALITY
-    gop: int = 4
-    crf: int = 18
-    videos_per_shard: int = 256
-
-    def __post_init__(self) -> None:
-        limits = {"fps": (1e-3, 1000), "short_side": (2, 16384), "quality": (1, 100), "gop": (1, 10**6), "crf": (0, 51)}
-        for name, (low, high) in (limits | {"videos_per_shard": (1, 10**6)}).items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise InputError(f"{name} is {value}; it must be {low:g} to {high:g}")
-
-
-USED = {
-    "frames": {"fps", "short_side", "quality"},
-    "packed": {"fps", "short_side", "quality", "videos_per_shard"},
-    "gop": {"fps", "short_side", "gop", "crf"},
-}
 
 
 @dataclass(frozen=True)
@@ -355,12 +320,15 @@ def _try(piece: Piece) -> Trial:
 
 def _seconds_a_pair(path: Path) -> float:
     """The median time to open what a video has become, or itself, and to read the frames of a pair."""
-    sampler, source, taken = RandomTemporalSubsample(), open_source([path]), []
+    source, taken = open_source([path]), []
     for k in range(PAIRS):
         alive()
+        generator = np.random.default_rng(k)
         begin = time.perf_counter()
         with source.open(0) as clip:
-            clip.frames(sampler.draw(clip.times, np.random.default_rng(k))[0])
+            past = generator.integers(len(clip.times))
+            future = np.searchsorted(clip.times, clip.times[past] + generator.integers(4, 49) / 30)
+            clip.frames([int(past), min(int(future), len(clip.times) - 1)])
         taken.append(time.perf_counter() - begin)
     return float(np.median(taken))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import write_atomically
-from dataset_loader.disjoint import check_disjoint
 from dataset_loader.files import hold_out, video_id
 from dataset_loader.preparing.jobs import printable
 from dataset_loader.preparing.manifest import OK, Row, default_path, read_manifest, write_manifest
@@ -42,6 +41,8 @@ def split_data(
         done = [split(sources[0].rows, share, leave_out_duplicates=leave_out_duplicates)]
     else:
         if all(one.folder.is_dir() for one in sources):
+            from dataset_loader.disjoint import check_disjoint  # brings the decoders along
+
             check_disjoint(*(one.folder for one in sources))
         sides = zip(("train", "test"), sources, strict=True)
         done = [[replace(row, split=side * (row.status == OK)) for row in one.rows] for side, one in sides]

@@ -19,7 +19,8 @@ from dataset_loader.contact_sheet import contact_sheet
 from dataset_loader.packed import Shard
 from dataset_loader.preparing.encoding import at_rate, write_video
 from dataset_loader.preparing.manifest import Row, default_path, write_manifest
-from dataset_loader.preparing.prepare import Recipe, prepare
+from dataset_loader.preparing.prepare import prepare
+from dataset_loader.preparing.recipe import Recipe
 from dataset_loader.processes import forking_context
 
 RECIPES = {
