@@ -11,8 +11,8 @@ from dataset_loader import builtin_clips, get_kinetics_dataset
 from dataset_loader.preparing.encoding import FORMATS, write_video
 from mae.masking import MaskKind
 from mae.models_mae_st import SpatiotemporalMAE
-from ml.checkpoints import find_checkpoint, load_model
 from ml.figures import animation, clip_figure, save_figure, save_gif
+from ml.foreign import open_model
 from ml.utils import best_device, config_of, reconstruct_clips, samples_figure
 
 
@@ -31,7 +31,7 @@ def main(
     """Draw what a checkpoint makes of a few pairs or clips: the frames, what is visible of them, and the prediction.
 
     Args:
-        checkpoint: a run, <run>/<epoch>, or a file
+        checkpoint: a run, <run>/<epoch>, or any file of weights with a decoder (see `siammae weights inspect`)
         out: the file to write: a PNG; of clips also a film, such as .gif or .mp4
         samples: frame pairs, from `siammae samples`; default: samples.pickle
         data: of clips: the folder of videos, the ledger or the shard that they come from; default: the built-in clips
@@ -45,9 +45,8 @@ def main(
     """
     if out.exists():
         raise InputError(f"{out} exists already and is not overwritten; name another file or move it away")
-    path = find_checkpoint(checkpoint, root)
-    model, saved = load_model(path, best_device(device))
-    heading = f"{saved.get('run', path.stem)}, epoch {saved['epoch']}"
+    model, saved = open_model(checkpoint, root, best_device(device))
+    heading = f"{saved['run']}, epoch {saved['epoch']}" if "epoch" in saved else saved["run"]
     if isinstance(model, SpatiotemporalMAE):
         if samples is not None:
             raise InputError(f"{samples} holds pairs, and this is a model of clips: name videos with --data instead")

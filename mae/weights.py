@@ -29,48 +29,59 @@ _DECODER_ST = _DECODER + tuple(
 )
 
 
-def load_pretrained(path: str | Path, arch: str, **overrides: Any) -> MaskedAutoencoderViT:
+def load_pretrained(path: str | Path, arch: str | None, **overrides: Any) -> MaskedAutoencoderViT:
     """A MAE of the named architecture with the weights of a file, or of the public file that a folder holds.
 
-    The encoder of any family of `mae.formats` will do, of a folder of timm or Transformers too. What our encoder has no
-    place for is folded into its weights, and the rest is said (`mae.formats.folding`). A cross-self decoder is kept as
-    the model's `cross_decoder`, for `ml.SiamMAE` to take over.
+    The encoder of any family of `mae.formats` will do, of a folder of timm or Transformers too; what our encoder has no
+    place for is folded into its weights, and the rest is said (`mae.formats.folding`). A decoder of pairs is kept as
+    the model's `cross_decoder`, for `ml.SiamMAE` to take over. arch None: whatever size the file has.
 
     Unless it is given, `norm_pix_loss` follows the file: what its training arguments say; else True for the public
     `mae_pretrain_*`, and for any file without a decoder (which then stays as it was initialised, and that is said);
     else False, as for the public `mae_visualize_*`. Raises `InputError` for a file that does not fit to the last name.
     """
-    if arch not in ARCHITECTURES:
+    if arch is not None and arch not in ARCHITECTURES:
         raise InputError(f"unknown architecture {arch!r}; there are {', '.join(ARCHITECTURES)}")
-    path, options = split_options(_weights_file(Path(path), arch, PUBLIC_WEIGHTS))
+    path, options = split_options(_weights_file(Path(path), arch, PUBLIC_WEIGHTS) if arch else path)
     weights = open_weights(path)
-    family, decoder = identify(weights, options.get("kind")), None
-    known: dict[str, Any] = {}
-    if family.name in PLAIN:
-        state = weights.state
-        known["norm_pix_loss"] = weights.setting("norm_pix_loss")
-    else:
-        loaded = load(path, **options)
-        encoder, differences = as_mae(loaded)
-        print(f"{path.name}: {loaded.about}{''.join(f'; {words}' for words in differences)}", flush=True)
-        state, decoder = encoder.state_dict(), loaded.decoder()
-        known = dict(img_size=encoder.config["img_size"], norm_eps=encoder.config.get("norm_eps", 1e-6))
-        known["norm_pix_loss"] = decoder and decoder.norm_pix_loss
-        if decoder and decoder.kind == "mae":
-            names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
-            state, known = {**state, **decoder.state}, {**known, **dict(zip(names, decoder.size, strict=True))}
-        heads = ARCHITECTURES[arch](**known | overrides).encoder_config["num_heads"]
-        if heads != encoder.config["num_heads"]:
-            raise InputError(f"{path} has attention of {encoder.config['num_heads']} heads, and {arch} of {heads}")
-    encoder_only = not any(_matches(name, _DECODER) for name in state)
-    if encoder_only and not decoder:
+    if arch is None or identify(weights, options.get("kind")).name not in PLAIN:
+        return _load_foreign(path, arch, options, overrides)
+    encoder_only = not any(_matches(name, _DECODER) for name in weights.state)
+    if encoder_only:
         print(f"{path.name} holds an encoder only: the decoder starts untrained", flush=True)
-    if known["norm_pix_loss"] is None:
-        known["norm_pix_loss"] = encoder_only or path.name.startswith("mae_pretrain_")
-    model = ARCHITECTURES[arch](**{**known, **overrides})
-    load_strictly(model, state, allowed_missing=_POSITIONS + (_DECODER if encoder_only else ()), source=path)
+    normalised = weights.setting("norm_pix_loss")
+    if normalised is None:
+        normalised = encoder_only or path.name.startswith("mae_pretrain_")
+    model = ARCHITECTURES[arch](**{"norm_pix_loss": bool(normalised), **overrides})
+    allowed = _POSITIONS + (_DECODER if encoder_only else ())
+    load_strictly(model, weights.state, allowed_missing=allowed, source=path)
     model.decoder_is_pretrained = not encoder_only
-    model.cross_decoder = decoder if decoder and decoder.kind != "mae" else None
+    return model
+
+
+def _load_foreign(path: Path, arch: str | None, options: dict[str, Any], overrides: dict[str, Any]) -> Any:
+    """`load_pretrained` of a file whose encoder is not MAE's to the last name."""
+    loaded = load(path, **options)
+    encoder, differences = as_mae(loaded)
+    decoder = loaded.decoder()
+    print("; ".join([f"{path.name}: {loaded.about}", *differences]), flush=True)
+    if decoder is None:
+        print(f"{path.name}: the decoder starts untrained", flush=True)
+    config, state = encoder.config, encoder.state_dict()
+    keep = ("img_size", "norm_eps") if arch else tuple(config)
+    known = {name: config[name] for name in keep if name in config}
+    known["norm_pix_loss"] = decoder is None or decoder.norm_pix_loss
+    of_mae = decoder is not None and decoder.kind == "mae"
+    if decoder and of_mae:
+        names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+        state, known = {**state, **decoder.state}, {**known, **dict(zip(names, decoder.size, strict=True))}
+    model = (ARCHITECTURES[arch] if arch else MaskedAutoencoderViT)(**{**known, **overrides})
+    load_strictly(model, state, allowed_missing=() if of_mae else _DECODER, source=path)
+    heads, wanted = (c["num_heads"] for c in (config, model.encoder_config))
+    if heads != wanted:
+        raise InputError(f"{path} has attention of {heads} heads, and {arch} of {wanted}")
+    model.decoder_is_pretrained = of_mae
+    model.cross_decoder = None if of_mae else decoder
     return model
 
 
@@ -149,7 +160,7 @@ def load_strictly(
 
 def _weights_file(path: Path, arch: str, public: Mapping[str, str]) -> Path:
     """The file itself, or of a folder the preferred one of the public files for an architecture."""
-    if not path.is_dir() or any((path / name).is_file() for name in (*FOLDER_FILES, "encoder.pt")):
+    if not path.is_dir() or any((path / name).is_file() for name in FOLDER_FILES):
         return path
     size = "_".join(arch.split("_")[-3:-1])  # such as vit_base
     wanted = [name for name in public if size in name]

@@ -354,8 +354,13 @@ def build_model(config: str | dict[str, Any], *, weights: str | None = None, **o
         arch = arguments.pop("arch")
         of_clips = config.startswith("mae_st")
         if isinstance(arch, dict):
-            if weights:
+            if weights and of_clips:
                 raise InputError(f"there are no public weights of the size of {config}; start it from nothing")
+            if weights:
+                mae = prepare_model(weights, None)
+                if any(mae.encoder_config[name] != size for name, size in arch.items() if name != "img_size"):
+                    raise InputError(f"{weights} holds an encoder of {mae.encoder_config}; {config} has one of {arch}")
+                return SiamMAE(mae, **arguments)
             return SpatiotemporalMAE(**{**arch, **arguments}) if of_clips else SiamMAE(MAEEncoder(**arch), **arguments)
         if of_clips:
             return load_pretrained_st(weights, arch, **arguments) if weights else ARCHITECTURES_ST[arch](**arguments)

@@ -25,7 +25,9 @@ _SETTINGS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt")
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # The patch embedding, by which the encoder is found under whatever prefix: timm's name, and Transformers'.
 _EMBEDDINGS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
-FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+# By which of these files a folder is one model; the last as aweers/replicate_siamMAE saves its modules one by one.
+_WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+FOLDER_FILES = (*_WHOLE, "encoder.pt")
 
 
 @dataclass
@@ -61,7 +63,7 @@ def open_weights(path: str | Path) -> Weights:
     if path.is_dir():
         return _open_folder(path)
     config = path.parent / "config.json"
-    beside = _read_json(config) if path.name in FOLDER_FILES and config.is_file() else {}
+    beside = _read_json(config) if path.name in _WHOLE and config.is_file() else {}
     if path.name.endswith(".index.json"):
         return _unwrap(path, _read_shards(path), beside, folder=True)
     try:
@@ -75,11 +77,11 @@ def open_weights(path: str | Path) -> Weights:
 
 
 def _open_folder(path: Path) -> Weights:
-    for name in FOLDER_FILES:
+    for name in _WHOLE:
         if (path / name).is_file():
             return open_weights(path / name)
     parts = [path / f"{part}.pt" for part in ("encoder", "embedding", "decoder")]
-    if all(part.is_file() for part in parts[:2]):  # aweers/replicate_siamMAE saves its modules one by one
+    if all(part.is_file() for part in parts[:2]):
         joined = {
             f"{part.stem}.{name}": value
             for part in parts
