@@ -20,7 +20,7 @@ COMMANDS = {
     "compare": "draw the loss curves of several runs in one figure",
     "samples": "write frame pairs for figures to a file",
     "export": "write a checkpoint's weights for other programs",
-    "weights": "download public MAE weights",
+    "weights": "list and download published weights, inspect a file of any origin",
     "data download": "Kinetics-400, DAVIS 2017, or what a list of URLs names",
     "data validate": "decode every video of a folder, and list which are good",
     "data split": "divide videos into training and test, without overlap",

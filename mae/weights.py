@@ -42,10 +42,11 @@ def load_pretrained(path: str | Path, arch: str | None, **overrides: Any) -> Mas
     """
     if arch is not None and arch not in ARCHITECTURES:
         raise InputError(f"unknown architecture {arch!r}; there are {', '.join(ARCHITECTURES)}")
-    path, options = split_options(_weights_file(Path(path), arch, PUBLIC_WEIGHTS) if arch else path)
+    name = _weights_file(Path(path), arch, PUBLIC_WEIGHTS) if arch else path
+    path, options = split_options(name)
     weights = open_weights(path)
     if arch is None or identify(weights, options.get("kind")).name not in PLAIN:
-        return _load_foreign(path, arch, options, overrides)
+        return _load_foreign(name, arch, overrides)
     encoder_only = not any(_matches(name, _DECODER) for name in weights.state)
     if encoder_only:
         print(f"{path.name} holds an encoder only: the decoder starts untrained", flush=True)
@@ -59,9 +60,10 @@ def load_pretrained(path: str | Path, arch: str | None, **overrides: Any) -> Mas
     return model
 
 
-def _load_foreign(path: Path, arch: str | None, options: dict[str, Any], overrides: dict[str, Any]) -> Any:
+def _load_foreign(name: str | Path, arch: str | None, overrides: dict[str, Any]) -> Any:
     """`load_pretrained` of a file whose encoder is not MAE's to the last name."""
-    loaded = load(path, **options)
+    loaded = load(name)
+    path = loaded.weights.path
     encoder, differences = as_mae(loaded)
     decoder = loaded.decoder()
     print("; ".join([f"{path.name}: {loaded.about}", *differences]), flush=True)

@@ -74,11 +74,12 @@ def load_encoder(
 def load(path: str | Path, *, kind: str | None = None, num_heads: int | None = None) -> Loaded:
     """What `load_encoder` reads, with its family and what is said about it.
 
-    Options may follow the path after a comma: `FILE,num_heads=6,kind=dino`.
+    Options may follow the path after commas: `FILE,num_heads=6,decoder_num_heads=8,kind=dino`.
     """
     path, options = split_options(path)
-    kind, num_heads = kind or options.get("kind"), num_heads or options.get("num_heads")
+    kind, num_heads = kind or options.pop("kind", None), num_heads or options.get("num_heads")
     weights = open_weights(path)
+    weights.settings |= options
     family = identify(weights, kind)
     if family.refused:
         raise InputError(f"{path} holds {family.name}: {family.refused}")
@@ -115,7 +116,7 @@ def split_options(path: str | Path) -> tuple[Path, dict[str, Any]]:
     options: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if name == "num_heads" and value.isdecimal():
+        if name in ("num_heads", "decoder_num_heads") and value.isdecimal():
             options[name] = int(value)
         elif name == "kind" and equals:
             options[name] = value

@@ -138,10 +138,10 @@ def heads_of(weights: Weights, width: int, depth: int, given: int | None, prefix
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
         raise InputError(
             f"{weights.path}: how many heads its {what} has is nowhere in the file, and {width} wide × {depth} deep is "
-            f"no known vision transformer; say num_heads (on the command line: {weights.path},num_heads=N)"
+            f"no known vision transformer; add it to the name, as in {weights.path.name},{prefix}num_heads=4"
         )
     if width % heads:
-        raise InputError(f"{weights.path}: {heads} heads do not divide its width of {width}; say num_heads")
+        raise InputError(f"{weights.path}: {heads} heads do not divide its width of {width}; say {prefix}num_heads")
     return heads
 
 

@@ -77,7 +77,7 @@ def test_a_frame_of_dinos_evaluation(golden, tmp_path):
 
 def test_heads_are_asked_for_where_nothing_tells_them(golden, tmp_path):
     path = golden("cropmae").write(tmp_path)
-    with pytest.raises(InputError, match=r"how many heads its encoder has .* 48 wide × 2 deep .*num_heads=N"):
+    with pytest.raises(InputError, match=r"how many heads its encoder has .* 48 wide × 2 deep .*num_heads=4"):
         load_encoder(path)
     assert load_encoder(f"{path},num_heads=4").num_heads == 4
     with pytest.raises(InputError, match="5 heads do not divide its width of 48"):
