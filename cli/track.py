@@ -20,6 +20,7 @@ def main(
     video: Annotated[Path, tyro.conf.Positional],
     mask: Path | None = None,
     points: tuple[str, ...] = (),
+    threshold: int | None = None,
     out: Path | None = None,
     source: str = "micro/20043",
     batch: int = 1,
@@ -36,6 +37,7 @@ def main(
         video: any file that FFmpeg reads
         mask: the first frame's mask, a palette PNG or a grey one, whose pixels are the objects' numbers
         points: marks x,y,label in the first frame instead: disks of a twentieth of its short side
+        threshold: what is at least as bright in the mask (0 to 255) is the one object: for JPEGs and soft edges
         out: folder for overlay.mp4 and masks/; default: <video's name>_tracked, here
         source: features: a run, <run>/<epoch>, a checkpoint's file, untrained:CHECKPOINT, pixels, random, mae:PATH,
             mae_st:PATH, timm:NAME or timm:NAME@FILE
@@ -51,7 +53,7 @@ def main(
     from dataset_loader.decoding import Video
     from dataset_loader.preparing.encoding import write_video
     from evaluation.features import Source
-    from evaluation.pictures import even, overlay, save_mask
+    from evaluation.pictures import even, overlay, save_mask, square
     from evaluation.results import digest
     from evaluation.track import points_to_mask, track
     from evaluation.videos import read_mask
@@ -65,7 +67,8 @@ def main(
         if count < 2:
             raise InputError(f"{video} has {count} frame; following needs at least 2")
         frame, _ = next(iter(clip.each_frame()))
-        first = read_mask(mask) if mask else points_to_mask(points, (frame.shape[0], frame.shape[1]))
+        aspect = clip.pixel_aspect(frame)
+        first = read_mask(mask, threshold) if mask else points_to_mask(points, (frame.shape[0], frame.shape[1]))
         features = open_source(source, root, str(best_device(device)), half)
         if not isinstance(features, Source):
             raise InputError(f"{source} is a control of `siammae eval`; tracking takes a source of features")
@@ -90,12 +93,16 @@ def main(
             bar = tqdm(everything, total=count, unit="frame", desc=video.name, mininterval=0.5, dynamic_ncols=True)
             for number, (image, found) in enumerate(bar):
                 save_mask(out / "masks" / f"{number:05d}.png", found)
-                yield even(overlay(image, found))
+                yield even(square(overlay(image, found), aspect))
 
         def stamps() -> Iterator[float]:
-            start = times[0]
+            """From 0 on; where the clock goes back or stands still, with the step before."""
+            now, step, last = 0.0, 0.04, times.popleft()
+            yield now
             while times:
-                yield times.popleft() - start
+                step = times[0] - last if times[0] > last else step
+                now, last = now + step, times.popleft()
+                yield now
 
         write_video(out / "overlay.mp4", drawn(), stamps())
     print(f"{out / 'overlay.mp4'} and {out / 'masks'}/")

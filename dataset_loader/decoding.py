@@ -117,6 +117,12 @@ class Video:
     def close(self) -> None:
         self._container.close()
 
+    def pixel_aspect(self, image: np.ndarray) -> float:
+        """The width of a pixel over its height in a decoded image [H, W, 3], which may have been turned; 1: square."""
+        aspect = float(self._stream.sample_aspect_ratio or 1)
+        stored = self._stream.height, self._stream.width
+        return 1 / aspect if image.shape[:2] == stored[::-1] != stored else aspect
+
     def frames(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode the frames with these numbers (into `index.times`; any order, repetitions allowed).
 

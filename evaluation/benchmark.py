@@ -92,23 +92,32 @@ class Objects(Benchmark):
             raise InputError(
                 f"{video.name} has {len(video)} frames; J and F leave out the first and the last, and need 3"
             )
-        values = []  # [2, M] of each frame
+        values, occurring = [], set(np.unique(video.first).tolist())  # [2, M] of each frame
         for index, truth, result in video.truth(results):
             if result.max(initial=0) > objects:
                 raise InputError(
                     f"{video.name}, frame {index}: label {result.max()} in the result, of {objects} objects"
                 )
-            if 0 < index < len(video) - 1:
-                values.append(region_and_contour(truth, result, objects))
-        if not values:
+            values.append(region_and_contour(truth, result, objects))
+            occurring |= set(np.unique(truth).tolist())
+        if len(values) < 3:
             raise InputError(f"{video.name}: no frame between the first and the last has a mask to score against")
-        j, f = np.array(values).transpose(1, 2, 0)  # [M, T] each
-        return {
+        j, f = np.array(values[1:-1]).transpose(1, 2, 0)  # [M, T] each
+        scores: Scores = {
             "objects": [
                 {"object": number + 1, **statistics("J", j[number]), **statistics("F", f[number])}
                 for number in range(objects)
             ]
         }
+        absent = set(range(1, objects + 1)) - occurring
+        notes = list(video.notes)
+        if absent:
+            real = {"objects": [entry for entry in scores["objects"] if entry["object"] not in absent]}
+            notes.append(
+                f"the labels go up to {objects}, but {len(absent)} of them never occur and score 1, as officially; "
+                f"over the {len(real['objects'])} that occur {self.measure} is {percent(self.value(real))}"
+            )
+        return scores | ({"notes": notes} if notes else {})
 
     def row(self, scores: Mapping[str, Scores]) -> dict[str, float]:
         """The official row: the mean of each statistic over all objects of all videos; J&F is the mean of two means."""

@@ -199,7 +199,8 @@ def _on_device(encode: Callable[[Tensor], Tensor], device: str, half: bool) -> C
 
 
 def _without_weights(model_name: str, file: str, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0][:160]
+    reason = " ".join(str(error).split())  # in one line; of a file that does not fit, with the first of its keys
+    reason = reason if len(reason) <= 400 else f"{reason[:400]} …"
     if file:
         return f"{file} does not hold the weights of timm's {model_name} ({reason})"
     return (

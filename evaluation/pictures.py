@@ -205,6 +205,13 @@ def tracking_strip(tracked: Sequence[tuple[Frame, Mask]], numbers: Sequence[int]
     return np.concatenate(columns, axis=1)
 
 
+def square(frame: Frame, aspect: float) -> Frame:
+    """A frame of pixels that are `aspect` as wide as high, made wider or higher so that they become square."""
+    height, width = frame.shape[:2]
+    size = (round(width * max(aspect, 1)), round(height / min(aspect, 1)))
+    return frame if aspect == 1 else np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+
+
 def even(frame: Frame) -> Frame:
     """A frame whose sides are even, as the pixel format of common videos needs: its last row or column twice."""
     height, width = frame.shape[:2]

@@ -39,6 +39,7 @@ def records(
     for video in videos:
         record = store.record(video) if store else None
         if record is None:
+            video.check()
             start = time.perf_counter()
             results = list(follow(video, source, protocol, batch=batch))
             seconds = time.perf_counter() - start
@@ -110,6 +111,8 @@ def evaluate(
     for record in records(benchmark, divide(videos, world)[rank], source, protocol, batch=batch, store=store):
         found[record["video"]] = record
         line(record["video"], *benchmark.cells(record["scores"]), f"{record['seconds']:.1f}")
+        for note in record["scores"].get("notes", ()):
+            report(f"{record['video']}: {note}")
     if world > 1:
         found = wait_for_all(videos, store.record, found, report)
     ordered = [found[video.name] for video in videos]
@@ -147,7 +150,12 @@ def first_frames(videos: Iterable[Video], frames: int | None) -> list[Video]:
     """The videos' first frames; the whole of one that has no more, or for None."""
     if frames is not None and frames < 2:
         raise InputError(f"{frames} frames of each video were asked for; following needs at least 2")
-    return [replace(video, paths=video.paths[:frames]) for video in videos]
+    return [
+        video
+        if frames is None or frames >= len(video)
+        else replace(video, paths=video.paths[:frames], lost=tuple(lost for lost in video.lost if lost.before < frames))
+        for video in videos
+    ]
 
 
 def final_row(row: Mapping[str, float]) -> str:

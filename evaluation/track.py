@@ -11,7 +11,7 @@ from evaluation.features import Source
 from evaluation.follow import follow_mask
 from evaluation.labels import mask_to_patches
 from evaluation.protocols import Protocol
-from evaluation.videos import Frame, Mask, check_mask
+from evaluation.videos import Frame, Mask, blurred, check_mask
 
 POINT_RADIUS = 1 / 20  # of the frame's short side: reaches the centre of a square patch where 15 lie along that side
 
@@ -77,6 +77,8 @@ def _check_visible(first: Mask, patch_size: int, protocol: Protocol) -> None:
     soft, values = mask_to_patches(first, grid, size, protocol)
     seen = soft.amax((0, 1))
     lost = [str(value) for value, most in zip(values, seen, strict=True) if value and not most]
+    if len(lost) > 5:
+        raise InputError(blurred("the first mask", len(values)))
     if lost:
         raise InputError(
             f"the object {', '.join(lost)} of the first mask covers the centre of none of the {grid[0]}×{grid[1]} "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from common.errors import InputError
 from evaluation.benchmark import Classes
-from evaluation.videos import Video, mask_video, select
+from evaluation.videos import Video, mask_video, select, visible
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class CamVid(Classes):
         root = self.data
         if not (root / "frames").is_dir() or not (root / "labels").is_dir():
             raise InputError(f"{root} lacks the folders frames/ and labels/ of densely labelled video")
-        folders = sorted(path.name for path in (root / "frames").iterdir() if path.is_dir())
+        folders = [path.name for path in visible(root / "frames") if path.is_dir()]
         for name in select(folders or [root.name], names):
             place = name if folders else ""
             yield mask_video(name, root / "frames" / place, root / "labels" / place, roots=(root,))

@@ -36,7 +36,8 @@ class Davis(Objects):
             raise InputError(f"{listed} does not exist, but {other} does: give year {4033 - self.year}")
         for name in select(read_list(listed), names):
             pictures, masks = (self.data / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
-            yield mask_video(name, pictures, masks, _binary if self.year == 2016 else _without_void, roots=(self.data,))
+            change = _binary if self.year == 2016 else _without_void
+            yield mask_video(name, pictures, masks, change, roots=(self.data,), every_mask=True)
 
     def write(self, folder: Path, row: Mapping[str, float], records: Sequence[Record]) -> None:
         """The two files of the official tool: three decimals, a row per object called `<sequence>_<object>`."""

@@ -19,6 +19,8 @@ class Folder(Benchmark):
     """folder of pictures, or a video file; nothing is written there"""
     mask: Path
     """the mask of the first picture, a palette PNG or a grey one"""
+    threshold: int | None = None
+    """what is at least as bright in the mask (0 … 255) is the one object: for JPEGs and soft edges"""
 
     columns = ("objects",)
 
@@ -34,11 +36,11 @@ class Folder(Benchmark):
             paths = tuple(self.data / f"{number:05d}" for number in range(frames))
             roots, name = folder_of(self.data), self.data.stem
         select([name], names)
-        first = read_mask(self.mask)
+        first = read_mask(self.mask, self.threshold)
         check_mask(first, str(self.mask))
         roots = (*roots, *folder_of(self.mask))
         video = Video(name, paths, first, lambda index: None if index else first, roots, decode)
-        check_size(first, next(video.frames([0])), paths[0], self.mask)
+        check_size(first.shape, next(video.frames([0])).shape, paths[0], self.mask)
         yield video
 
     def decoder(self) -> tuple[int, Decode]:

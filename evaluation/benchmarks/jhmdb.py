@@ -23,7 +23,8 @@ class JHMDB(Keypoints):
 
     def videos(self, names: Sequence[str] = ()) -> Iterator[Video]:
         root, pattern = self.data, f"*_test_split{self.split}.txt"
-        lists = sorted((root / "splits").glob(pattern)) or sorted(root.glob(pattern))
+        found = sorted((root / "splits").glob(pattern)) or sorted(root.glob(pattern))
+        lists = [file for file in found if not file.name.startswith(".")]
         if not lists:
             raise InputError(
                 f"{root} holds no list {pattern}, nor does {root / 'splits'}: expected JHMDB's split lists there"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
+from common.files import read_text
 from evaluation import videos
 from evaluation.benchmark import Keypoints
 from evaluation.videos import Video, folder_of, pictures_in, select
@@ -30,14 +31,14 @@ class Joints(Keypoints):
     def videos(self, names: Sequence[str] = ()) -> Iterator[Video]:
         file = self.data
         try:
-            content: Any = json.loads(file.read_text())
+            content: Any = json.loads(read_text(file))
             ids = list(content["joints"])
             labels = {
                 name: {entry["frame"]: _in_order(entry["joints"], ids) for entry in entries}
                 for name, entries in content["sequences"].items()
             }
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror}") from error
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is not a file of keypoints: expected {LAYOUT} ({error!r})") from error
         for name in select(list(labels), names):

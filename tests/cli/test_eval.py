@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 import weakref
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from cli.main import main
 from common.errors import InputError
@@ -257,6 +259,41 @@ def test_track_from_a_mask(clip, tmp_path, capsys):
         assert sentence in said, said
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["letter.txt"]
     assert not (tmp_path / "other").exists()
+
+
+def test_track_plays_in_the_shape_and_order_of_its_video(tmp_path, capsys):
+    """Pixels twice as wide as high, and a clock that starts anew in the middle, as in joined transport streams."""
+    frames = [np.full((48, 64, 3), 20 * t, np.uint8) for t in range(8)]
+    parts = []
+    for number in range(2):
+        path = tmp_path / f"{number}.ts"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg2video", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+        parts.append(path.read_bytes())
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    words = ["track", str(tmp_path / "joined.ts"), "--points", "30,20", "--out", str(tmp_path / "out")]
+    assert main([*words, "--source", "pixels", "--device", "cpu", "--size", "96x128"]) == 0, capsys.readouterr().err
+    drawn, times = decode_all(tmp_path / "out" / "overlay.mp4")
+    assert drawn.shape[1:] == (48, 128, 3) and len(drawn) == len(list((tmp_path / "out" / "masks").iterdir())) >= 14
+    assert (np.diff(times) > 0).all() and np.diff(times).max() < 0.2
+
+
+def test_a_jpeg_as_a_mask_takes_a_threshold(clip, tmp_path, capsys):
+    disk = ((np.mgrid[:62, :97] - [[[30]], [[50]]]) ** 2).sum(0) < 300
+    Image.fromarray((255 * disk).astype(np.uint8)).save(tmp_path / "m.jpg", quality=50)
+    soft = Image.fromarray((255 * disk).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2))
+    soft.save(tmp_path / "m.png")
+    words = ["track", str(clip), "--out", str(tmp_path / "out"), "--source", "pixels", "--device", "cpu"]
+    for name in ("m.jpg", "m.png"):
+        assert main([*words, "--mask", str(tmp_path / name)]) == 2
+        assert re.search(r"holds \d+ labels: is it a JPEG, or antialiased\?", capsys.readouterr().err)
+    assert main([*words, "--mask", str(tmp_path / "m.jpg"), "--threshold", "128"]) == 0
+    assert np.unique(np.array(Image.open(tmp_path / "out" / "masks" / "00000.png"))).tolist() == [0, 1]
 
 
 def test_a_folder_holds_one_track(clip, tmp_path, capsys):
