@@ -262,7 +262,7 @@ def test_track_from_a_mask(clip, tmp_path, capsys):
 
 
 def test_track_plays_in_the_shape_and_order_of_its_video(tmp_path, capsys):
-    """Pixels twice as wide as high, and a clock that starts anew in the middle, as in joined transport streams."""
+    """Pixels a third wider than high, and a clock that starts anew in the middle, as in joined transport streams."""
     frames = [np.full((48, 64, 3), 20 * t, np.uint8) for t in range(8)]
     parts = []
     for number in range(2):
@@ -270,7 +270,7 @@ def test_track_plays_in_the_shape_and_order_of_its_video(tmp_path, capsys):
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mpeg2video", rate=25)
             stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
+            stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode(None))
@@ -279,7 +279,7 @@ def test_track_plays_in_the_shape_and_order_of_its_video(tmp_path, capsys):
     words = ["track", str(tmp_path / "joined.ts"), "--points", "30,20", "--out", str(tmp_path / "out")]
     assert main([*words, "--source", "pixels", "--device", "cpu", "--size", "96x128"]) == 0, capsys.readouterr().err
     drawn, times = decode_all(tmp_path / "out" / "overlay.mp4")
-    assert drawn.shape[1:] == (48, 128, 3) and len(drawn) == len(list((tmp_path / "out" / "masks").iterdir())) >= 14
+    assert drawn.shape[1:] == (48, 86, 3) and len(drawn) == len(list((tmp_path / "out" / "masks").iterdir())) >= 14
     assert (np.diff(times) > 0).all() and np.diff(times).max() < 0.2
 
 
