@@ -18,6 +18,7 @@ COMMANDS = {
     "settle": "train a small head on a frozen encoder, so that its features agree through time",
     "plot": "reconstructions of a few pairs by a checkpoint",
     "compare": "draw the loss curves of several runs in one figure",
+    "report": "one page over runs: curves, reconstructions over epochs, evaluations",
     "samples": "write frame pairs for figures to a file",
     "export": "write a checkpoint's weights for other programs",
     "weights": "list and download published weights, inspect a file of any origin",

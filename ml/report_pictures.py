@@ -1,0 +1,101 @@
+"""What the kept checkpoints of several runs predict for the same pairs, as pictures for a page.
+
+A checkpoint is read and drawn once, however often the page is written.
+"""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.pages import data_uri
+from ml.report import RunFiles, spread
+
+BYTES = 4 * 2**20  # of all pictures as they stand in the page
+PAIRS = 4
+
+
+class Pictures:
+    """Reconstructions of the first pairs of a file (`samples.pickle`); without a file there are none."""
+
+    def __init__(self, samples: Path | None) -> None:
+        from ml.samples import load_samples
+
+        self.samples = load_samples(samples) if samples else None
+        self._drawn: dict[tuple[Path, float], dict[str, Any] | None] = {}
+
+    def of(self, runs: list[RunFiles]) -> dict[str, Any] | None:
+        """`pairs` (name, gap in seconds, past, future), `runs` (ratio, masked, epochs of pasted pictures and losses),
+        `caption`; None where no run has a checkpoint of a model of pairs.
+        """
+        with_some = [run for run in runs if run.checkpoints()] if self.samples else []
+        found: dict[str, Any] = {}
+        pairs: list[dict[str, Any]] = []
+        caption = ""
+        for run in with_some:
+            files = list(run.checkpoints().items())
+            last = self._draw(files[-1][1])
+            if last is None:
+                continue
+            size = sum(map(len, last["pasted"]))
+            entries = []
+            for epoch, path in spread(files, max(2, BYTES // (size * len(with_some)) - 1)):
+                drawn = self._draw(path)
+                if drawn:
+                    entries.append(dict(epoch=epoch, pasted=drawn["pasted"], loss=drawn["loss"]))
+            found[run.name] = dict(ratio=last["ratio"], masked=last["masked"], epochs=entries)
+            pairs, caption = last["pairs"], last["caption"]
+        return dict(pairs=pairs, runs=found, caption=caption) if found else None
+
+    def _draw(self, path: Path) -> dict[str, Any] | None:
+        """What a checkpoint makes of the pairs; None if it cannot be read, or is a model of clips."""
+        try:
+            key = (path, path.stat().st_mtime)
+        except OSError:
+            return None
+        if key not in self._drawn:
+            try:
+                self._drawn[key] = self._predict(path)
+            except InputError:
+                self._drawn[key] = None
+        return self._drawn[key]
+
+    def _predict(self, path: Path) -> dict[str, Any] | None:
+        import torch
+
+        from ml.checkpoints import load_model
+        from ml.reconstruction import reconstruct
+        from ml.SiamMAE import SiamMAE
+
+        assert self.samples is not None
+        model, _ = load_model(path)
+        if not isinstance(model, SiamMAE):
+            return None
+        size = tuple(side * model.patch_size for side in model.grid)
+        pairs, masked, pasted, losses, caption = [], [], [], [], ""
+        for k, frames in enumerate(self.samples["video"][:PAIRS]):
+            video = torch.from_numpy(frames).float()
+            video = torch.nn.functional.interpolate(video, size, mode="bicubic", antialias=True)
+            times = self.samples["time"][k]
+            result = reconstruct(model, video.round().clamp(0, 255).to(torch.uint8), time=times, seed=k)
+            pairs.append(
+                dict(name=self.samples["name"][k], gap=result.gap, past=_jpeg(result.past), future=_jpeg(result.future))
+            )
+            masked.append(_jpeg(result.masked))
+            pasted.append(_jpeg(result.pasted))
+            losses.append(result.loss)
+            caption = result.caption
+        return dict(
+            pairs=pairs, masked=masked, pasted=pasted, loss=losses, ratio=model.mask_ratio,
+            caption=f"{caption[0].upper()}{caption[1:]}; visible patches are pasted in. The same masks in all epochs.",
+        )  # fmt: skip
+
+
+def _jpeg(pixels: Any) -> str:
+    """Pixels [3, H, W] in [0, 1] as a picture inside a page."""
+    from PIL import Image
+
+    content = BytesIO()
+    array = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(array).save(content, "JPEG", quality=85)
+    return data_uri(content.getvalue())
