@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -63,7 +64,11 @@ def metric_name(name: str) -> str:
     held_out = bool(words & {"val", "validation", "test", "eval", "valid"})
     if words & {"lr", "learningrate"} or {"learning", "rate"} <= words:
         return "learning rate"
-    if "loss" in words and not held_out and not words - {"loss", "train", "training", "avg", "epoch", "step", "mean", ""}:
+    if (
+        "loss" in words
+        and not held_out
+        and not words - {"loss", "train", "training", "avg", "epoch", "step", "mean", ""}
+    ):
         return "loss"
     if "loss" in words and held_out:
         return "validation loss"
@@ -85,44 +90,40 @@ def _lines(path: Path) -> list[Curve]:
 
 def curves_of_lines(path: Path) -> list[Curve]:
     """The losses of all steps of a text log, and the mean of each epoch."""
-    steps, means = Curve("loss", [], [], []), Curve("mean loss of an epoch", [], [], [])
-    done = 0
+    steps: list[tuple[float, float, float]] = []  # loss, step, epoch
+    means: list[tuple[float, float, float]] = []
     for number, line in enumerate(read_losses(path), 1):
-        epoch = line.epoch or number
-        for k, loss in enumerate(line.losses, 1):
-            steps.values.append(loss)
-            steps.steps.append(float(done + k))  # type: ignore[union-attr]
-            steps.epochs.append(epoch - 1 + k / len(line.losses))  # type: ignore[union-attr]
-        done += len(line.losses)
-        means.values.append(line.mean)
-        means.steps.append(float(done))  # type: ignore[union-attr]
-        means.epochs.append(float(epoch))  # type: ignore[union-attr]
-    return [steps, means]
+        epoch, done = line.epoch or number, len(steps)
+        count = len(line.losses)
+        steps += [(loss, done + k, epoch - 1 + k / count) for k, loss in enumerate(line.losses, 1)]
+        means.append((line.mean, len(steps), epoch))
+    return [
+        Curve(metric, [y for y, _, _ in points], [step for _, step, _ in points], [epoch for _, _, epoch in points])
+        for metric, points in (("loss", steps), ("mean loss of an epoch", means))
+    ]
 
 
 def _json_lines(path: Path) -> list[Curve]:
-    """Lines such as {"train_lr": …, "train_loss": …, "epoch": 3}, epochs from 0."""
-    curves: dict[str, Curve] = {}
+    """Lines such as {"train_lr": …, "train_loss": …, "epoch": 3}, epochs from 0; or with a step, which then counts."""
+    curves: dict[tuple[str, str], Curve] = {}
+    places: dict[tuple[str, str], list[float]] = defaultdict(list)
     for text in read_text(path).splitlines():
         try:
             record = json.loads(text)
         except ValueError:
             continue
-        if not isinstance(record, dict):
+        axis = next((axis for axis in ("step", "epoch") if isinstance(record, dict) and axis in record), None)
+        if axis is None or not isinstance(record[axis], (int, float)):
             continue
-        x = {key: record.get(key) for key in ("step", "epoch")}
         for key, value in record.items():
-            if key in x or isinstance(value, bool) or not isinstance(value, (int, float)):
+            if key in ("step", "epoch") or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            curve = curves.setdefault(key, Curve(metric_name(key), [], [], []))
+            curve = curves.setdefault((axis, key), Curve(metric_name(key)))
             curve.values.append(float(value))
-            curve.steps.append(x["step"])  # type: ignore[union-attr]
-            known = x["step"] is None and x["epoch"] is not None  # beside a step the epoch is the one that goes on
-            curve.epochs.append(x["epoch"] + 1.0 if known else None)  # type: ignore[union-attr]
-    for curve in curves.values():
-        curve.steps = None if None in (curve.steps or [None]) else curve.steps
-        curve.epochs = None if None in (curve.epochs or [None]) else curve.epochs
-    return [curve for curve in curves.values() if curve.steps or curve.epochs]
+            places[axis, key].append(record[axis] + (axis == "epoch"))
+    for (axis, key), curve in curves.items():
+        curve.steps, curve.epochs = (places[axis, key] if axis == name else None for name in ("step", "epoch"))
+    return list(curves.values())
 
 
 def _table(path: Path) -> dict[str, list[Curve]]:
@@ -136,7 +137,11 @@ def _table(path: Path) -> dict[str, list[Curve]]:
     by_epoch = header[at].lower() == "epoch"
     found: dict[str, list[Curve]] = {}
     for k, name in enumerate(header):
-        if k == at or name.endswith(("__MIN", "__MAX")) or name.lower() in ("epoch", "wall time", "walltime", "runtime"):
+        if (
+            k == at
+            or name.endswith(("__MIN", "__MAX"))
+            or name.lower() in ("epoch", "wall time", "walltime", "runtime")
+        ):
             continue
         run, _, metric = name.rpartition(" - ")
         metric = "loss" if metric.lower() == "value" else metric  # TensorBoard's own CSV

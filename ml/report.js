@@ -48,8 +48,9 @@ function nearest(sorted, x) {
 function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const size = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= rough) || power;
+  const first = Math.ceil(low / size - 1e-9), last = Math.min(first + 100, Math.floor(high / size + 1e-9));
   const found = [];
-  for (let k = Math.ceil(low / size - 1e-9); k * size <= high + 1e-9 * size; k++) found.push(+(k * size).toPrecision(12));
+  for (let k = 0; k <= last - first; k++) found.push(+((first + k) * size).toPrecision(12));
   return found;
 }
 
@@ -126,7 +127,11 @@ class Chart {
     seen.sort((a, b) => a - b);
     const cut = seen.length > 200 && !state.view ? Math.floor(seen.length * 0.004) : 0; // a few outliers would flatten the rest
     let low = seen[cut], high = seen[seen.length - 1 - cut];
-    if (low === high) { const pad = Math.abs(low) * 0.1 || 1; low -= pad; high += pad; }
+    if (high - low <= 1e-6 * Math.abs(high)) { // equal but for rounding
+      const pad = Math.abs(low) * 0.1 || 1;
+      low -= pad;
+      high += pad;
+    }
     const pad = (high - low) * 0.06;
     return [low >= 0 && low - pad < 0 ? 0 : low - pad, high + pad];
   }

@@ -92,8 +92,8 @@ def find(paths: Iterable[str | Path], names: Sequence[str] = ()) -> Found:
     file is a log of any kind that `read_log` knows. names: these runs alone. Raises InputError for a path that does not
     exist, a name that no run has, and where there is nothing at all.
     """
-    found, paths = Found(), [Path(path) for path in paths]
-    for path in paths:
+    found, places = Found(), [Path(path) for path in paths]
+    for path in places:
         if path.is_file():
             found.logs.append(path)
         elif path.is_dir():
@@ -107,7 +107,7 @@ def find(paths: Iterable[str | Path], names: Sequence[str] = ()) -> Found:
             raise InputError(f"there is no run {missing[0]!r}; there are {', '.join(sorted(known)) or 'none'}")
         found.runs = [run for run in found.runs if run.name in names]
     if not (found.runs or found.logs or found.evaluations):
-        where = ", ".join(map(str, paths))
+        where = ", ".join(map(str, places))
         raise InputError(f"no run lies below {where}: expected losses/<run>.txt or checkpoints/<run>/config.json")
     return found
 
@@ -202,10 +202,15 @@ def _run(files: RunFiles, points: int, notes: list[str]) -> dict[str, Any] | Non
 
 def _facts(files: RunFiles, settings: dict[str, Any], lines: list, tests: list, steps: list) -> dict[str, Any]:
     """The cells of the table, by column; a column that a run has no value for is left out."""
-    epochs, total = len(lines), settings.get("epochs")
-    seconds = sum(settings.get("batch_size", 0) / v for s in steps if (v := _number(s.get("pairs_per_second"))) > 0)
-    waiting = [_number(step.get("waiting")) for step in steps]
-    weights = [1 / v if (v := _number(step.get("pairs_per_second"))) > 0 else 0.0 for step in steps]
+    epochs, total, batch = len(lines), settings.get("epochs"), settings.get("batch_size", 0)
+    timed = [
+        (batch / speed, _number(step.get("waiting", 0)))
+        for step in steps
+        if (speed := _number(step.get("pairs_per_second"))) > 0
+    ]
+    seconds = sum(spent for spent, _ in timed)
+    waited = sum(spent * share for spent, share in timed)
+    memory = [step["memory_mib"] for step in steps if isinstance(step.get("memory_mib"), int)]
     best = min(tests, key=lambda line: line.mean) if tests else None
     facts: dict[str, Any] = {
         "epochs": f"{epochs} of {total}" if total else epochs,
@@ -214,9 +219,9 @@ def _facts(files: RunFiles, settings: dict[str, Any], lines: list, tests: list, 
         "best validation": best.mean if best else None,
         "at epoch": best.epoch if best else None,
         "minutes": seconds / 60 or None,
-        "pairs/s": settings.get("batch_size", 0) * len(steps) / seconds if seconds else None,
-        "waiting": f"{sum(map(float.__mul__, waiting, weights)) / sum(weights):.0%}" if sum(weights) else None,
-        "memory (MiB)": max((int(_number(step.get("memory_mib"))) for step in steps if "memory_mib" in step), default=None),
+        "pairs/s": batch * len(timed) / seconds if seconds else None,
+        "waiting": f"{waited / seconds:.0%}" if seconds else None,
+        "memory (MiB)": max(memory, default=None),
         "left out": sum(1 for step in steps if step.get("skipped")) or None,
         "checkpoints": ", ".join(map(str, files.checkpoints())) or None,
     }  # fmt: skip
@@ -317,7 +322,7 @@ def _evaluation(path: Path, folder: Path, runs: list[dict[str, Any]], notes: lis
 
 
 def _figures(runs: list[RunFiles], notes: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """The pictures that runs drew of their first pair, by run and epoch, as JPEGs; fewer epochs where they weigh much."""
+    """The pictures that runs drew of their first pair, as JPEGs; fewer epochs where these weigh much."""
     from PIL import Image
 
     found: dict[str, list[dict[str, Any]]] = {}
@@ -349,7 +354,7 @@ def spread(things: Sequence[Any], count: int) -> list[Any]:
 
 
 def _starts(path: Path) -> list[dict[str, Any]]:
-    """How a run was started, each time: command, commit, versions, machine (`starts.jsonl` beside its configuration)."""
+    """How a run was started, each time: command, commit, versions, machine, as `common.surroundings` notes it."""
     if not path.is_file():
         return []
     starts = []

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from common.errors import InputError
+from common.surroundings import note_start
 from ml.checkpoints import BEST, LAST, only_here
 from ml.devices import Device, best_device
 from ml.guards import PATIENCE, Divergence, Nonfinite, StopSignals
@@ -123,6 +124,8 @@ def train(
                 root, prefix, model, identity, resume, allow_changes, ranks,
                 lambda folder: stack.enter_context(only_here(folder)),
             )  # fmt: skip
+            if ranks.first:
+                note_start(place.folder)
         model.to(device)
         if compile:
             model.compile()

@@ -11,8 +11,8 @@ from typing import Any
 import requests
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
 )  # fmt: skip
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # WebDriver's name for a reference to an element
 
@@ -49,7 +49,7 @@ class Browser:
         self._at = f"http://127.0.0.1:{port}/session"
         answer = self._call("POST", "", {"capabilities": {"alwaysMatch": wanted}})
         self._at += f"/{answer['sessionId']}"
-        self._call("POST", "/timeouts", {"script": 300_000, "pageLoad": 300_000})
+        self._call("POST", "/timeouts", {"script": 60_000, "pageLoad": 60_000})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,11 +108,11 @@ class Browser:
         found = self._call("POST", "/element", {"using": "css selector", "value": selector})
         self._call("POST", f"/element/{found[ELEMENT]}/value", {"text": text})
 
-    def slide(self, selector: str, value: float) -> None:
-        """Put a slider somewhere, and tell the page as a hand does."""
+    def slide(self, selector: str, value: float | str) -> None:
+        """Put a slider or a choice somewhere, and tell the page as a hand does."""
         self.run(
             "const e = document.querySelector(arguments[0]); e.value = arguments[1];"
-            "e.dispatchEvent(new Event('input', {bubbles: true})); e.dispatchEvent(new Event('change', {bubbles: true}))",
+            "for (const name of ['input', 'change']) e.dispatchEvent(new Event(name, {bubbles: true}))",
             selector, value,
         )  # fmt: skip
 
@@ -135,7 +135,7 @@ class Browser:
         path.write_bytes(base64.b64decode(shot))
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
-        answer = requests.request(method, self._at + path, json=body, timeout=400)
+        answer = requests.request(method, self._at + path, json=body, timeout=100)
         value = answer.json()["value"]
         if answer.status_code >= 400:
             raise RuntimeError(f"{value['error']}: {value['message']}")
