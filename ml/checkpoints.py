@@ -14,7 +14,6 @@ first, so that `<epochs>.pt` says that a run is finished. A `last.pt` that is da
 """
 
 import errno
-import fcntl
 import itertools
 import json
 import os
@@ -210,20 +209,29 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def lock(descriptor: int) -> bool:
+    """Lock an open file or folder, unless another process has; without effect on a file system without locks."""
+    import fcntl  # Unix only
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 @contextmanager
 def only_here(folder: Path) -> Iterator[None]:
     """Hold a run's folder, so that no second process trains the same run; an InputError if one does already."""
     held = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(held):
             raise InputError(
                 f"{folder.name} is being trained by another process right now: wait for it, or begin a run of its own "
                 "with resume none"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+            )
         for left in folder.glob(".*.tmp"):  # half a file of our own, from a process that was killed
             left.unlink()
         yield

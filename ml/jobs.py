@@ -1,7 +1,6 @@
 """Programs that run beside each other, a few at a time: each writes what it says to a file of its own, a signal to us
 stops them all, and none outlives the folder's lock."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from common.errors import InputError
+from ml.checkpoints import lock
 from ml.guards import StopSignals
 
 _POLL = 0.05  # seconds
@@ -97,20 +97,13 @@ def _tell(running: Mapping[int, _Running], number: int) -> None:
         job.process.send_signal(number)
 
 
-def last_words(output: Path) -> str:
-    """The last line of what a program said, where a progress bar's line counts only if nothing else was said."""
-    lines = [line.strip() for line in output.read_text(errors="replace").replace("\r", "\n").splitlines()]
-    said = [line for line in lines if line]
-    return next((line for line in reversed(said) if "pair/s" not in line), said[-1] if said else "it said nothing")[
-        -300:
-    ]
-
-
 def exit_reason(code: int, output: Path) -> str:
-    """Why a program ended early, in a few words."""
+    """Why a program ended early, in a few words: its signal, or the last line that it said, no progress bar."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    return f"ended with code {code}: {last_words(output)}"
+    lines = [line.strip() for line in output.read_text(errors="replace").replace("\r", "\n").splitlines()]
+    said = [line for line in lines if line and "pair/s" not in line] or ["it said nothing"]
+    return f"ended with code {code}: {said[-1][-300:]}"
 
 
 @contextmanager
@@ -122,16 +115,10 @@ def alone(folder: Path, stop: StopSignals) -> Iterator[int | None]:
     held = os.open(folder, os.O_RDONLY)
     told = False
     try:
-        while True:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    print(f"{folder} is in use by another ablation, or by a run that a killed one has left: waiting")
-                told = True
-            except OSError:  # a file system without locks
-                break
+        while not lock(held):
+            if not told:
+                print(f"{folder} is in use by another ablation, or by a run that a killed one has left: waiting")
+            told = True
             if stop.received:
                 raise InputError(f"stopped while waiting for the one that uses {folder}")
             time.sleep(10 * _POLL)

@@ -25,7 +25,7 @@ def make_optimizer(
     each layer of the encoder learns with this times the rate of the one above it (BEiT's rule, MAE table 9); a group's
     factor is kept as `lr_factor`. The first two groups are those of the full rate: matrices, then vectors.
     """
-    depth = 1 + max((layer for layer in map(_layer, _names(model)) if layer is not None), default=0)
+    depth = 1 + max((_layer(name) or 0 for name, _ in model.named_parameters()), default=0)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, False): [], (1.0, True): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -160,10 +160,6 @@ class Averaged:
         finally:
             for parameter, value in zip(self._trained.values(), trained, strict=True):
                 parameter.copy_(value)
-
-
-def _names(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_parameters()]
 
 
 def _layer(name: str) -> int | None:

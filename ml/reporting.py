@@ -1,4 +1,4 @@
-"""Who hears of a run: text log, JSON lines, figures, TensorBoard or Weights & Biases, and the bar on the screen.
+"""Who hears of a run: its logs, figures, TensorBoard or Weights & Biases, and the bar on the screen.
 
 Each is a listener. One that is not wanted is not among them, so the training loop never asks.
 """
@@ -85,21 +85,21 @@ class Listener:
     def on_epoch(self, record: EpochRecord) -> None:
         """An epoch has ended, and is about to be saved."""
 
-    def on_save(self) -> None:
-        """A state is about to be saved: what was heard until now must be on the disk first."""
-
     def on_saved(self, record: EpochRecord) -> None:
         """The epoch has been saved."""
+
+    def flush(self) -> None:
+        """A state is about to be saved: what was heard until now must be on the disk first."""
 
     def close(self) -> None:
         """The run ends here."""
 
 
-class Reporter:
+class Reporter(Listener):
     """Tells the listeners, in their order; of a step on a GPU when the next has been started, so that none waits."""
 
     def __init__(self, listeners: Sequence[Listener], device: torch.device) -> None:
-        self.listeners, self._device = listeners, device
+        self._listeners, self._device = listeners, device
         self._unread: deque[StepRecord] = deque()
         self._clock = self._started = time.monotonic()
         self._steps, self._pairs, self._waited = 0, 0, 0.0
@@ -108,44 +108,44 @@ class Reporter:
         """The time of the next step begins now."""
         self._clock = time.monotonic()
 
-    def step(self, record: StepRecord) -> None:
+    def on_step(self, record: StepRecord) -> None:
         self._unread.append(record)
-        self.settle(late=1 if self._device.type == "cuda" else 0)
+        self._read(late=1 if self._device.type == "cuda" else 0)
 
-    def settle(self, late: int = 0) -> None:
-        """Read the steps whose numbers are still on their way, all but the last `late` of them, and tell of them."""
+    def _read(self, late: int = 0) -> None:
+        """Tell of the steps whose numbers have arrived, and wait for those of all but the last `late`."""
         while len(self._unread) > late:
             record = self._unread.popleft()
             result, finite = record.result, record.finite  # waits for the device
             now = time.monotonic()
             seconds, self._clock = max(now - self._clock, 1e-9), now
-            self._steps, self._pairs, self._waited = (
-                self._steps + 1, self._pairs + record.pairs, self._waited + record.waited
-            )  # fmt: skip
+            self._steps += 1
+            self._pairs += record.pairs
+            self._waited += record.waited
             record.values = dict(
                 loss=result.loss, lr=record.lr, grad_norm=result.grad_norm,
                 pairs_per_second=round(record.pairs / seconds, 2),
                 waiting=round(min(1.0, record.waited / seconds), 4), memory_mib=peak_memory(self._device),
                 **({} if finite else {"skipped": True}),
             )  # fmt: skip
-            for listener in self.listeners:
+            for listener in self._listeners:
                 listener.on_step(record)
 
-    def epoch(self, record: EpochRecord) -> None:
-        for listener in self.listeners:
+    def on_epoch(self, record: EpochRecord) -> None:
+        for listener in self._listeners:
             listener.on_epoch(record)
 
-    def save(self) -> None:
-        self.settle()
-        for listener in self.listeners:
-            listener.on_save()
-
-    def saved(self, record: EpochRecord) -> None:
-        for listener in self.listeners:
+    def on_saved(self, record: EpochRecord) -> None:
+        for listener in self._listeners:
             listener.on_saved(record)
 
+    def flush(self) -> None:
+        self._read()
+        for listener in self._listeners:
+            listener.flush()
+
     def close(self) -> None:
-        for listener in self.listeners:
+        for listener in self._listeners:
             listener.close()
 
     def __str__(self) -> str:
@@ -156,35 +156,26 @@ class Reporter:
         )
 
 
-class TextLog(Listener):
-    """A line for each epoch, in `losses/<run>.txt` and, of held-out pairs, in `test_losses/<run>.txt`."""
+class Logs(Listener):
+    """`losses/<run>.txt` and `test_losses/<run>.txt`, a line an epoch, and `losses/<run>.jsonl`, a line a step."""
 
     def __init__(self, place: Place) -> None:
-        self._place = place
+        self._place, self._steps = place, StepLog(place.steps)
+
+    def on_step(self, record: StepRecord) -> None:
+        self._steps.write(step=record.step, epoch=record.epoch, **record.values)
 
     def on_epoch(self, record: EpochRecord) -> None:
         append_line(self._place.losses, record.loss)
         if record.validation:
             append_line(self._place.test_losses, record.validation)
+        self._steps.write(step=record.step, epoch=record.epoch, epoch_loss=record.loss.mean, **record.values)
 
-
-class JsonLines(Listener):
-    """A line for each step and each epoch in `losses/<run>.jsonl`."""
-
-    def __init__(self, place: Place) -> None:
-        self._log = StepLog(place.steps)
-
-    def on_step(self, record: StepRecord) -> None:
-        self._log.write(step=record.step, epoch=record.epoch, **record.values)
-
-    def on_epoch(self, record: EpochRecord) -> None:
-        self._log.write(step=record.step, epoch=record.epoch, epoch_loss=record.loss.mean, **record.values)
-
-    def on_save(self) -> None:
-        self._log.flush()
+    def flush(self) -> None:
+        self._steps.flush()
 
     def close(self) -> None:
-        self._log.close()
+        self._steps.close()
 
 
 class Bar(Listener):

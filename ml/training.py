@@ -30,11 +30,10 @@ from ml.reporting import (
     Bar,
     EpochRecord,
     Figures,
-    JsonLines,
     Listener,
+    Logs,
     Reporter,
     StepRecord,
-    TextLog,
     TrackerKind,
     tracker_for,
 )
@@ -141,7 +140,7 @@ def train(
         listeners: list[Listener] = [done]
         if ranks.first:
             trackers = tracker_for(tracker, place, done.step)
-            listeners += [TextLog(place), JsonLines(place), Divergence()]
+            listeners += [Logs(place), Divergence()]
             listeners += [Bar(place.run, epochs, epochs * per_epoch, done.step, pairs_per_step)] if progress else []
             divided = strategy == "fsdp" and ranks.world_size > 1
             listeners += [Figures(place, None if divided else model, averaged, device)] if figures else []
@@ -162,17 +161,17 @@ def train(
                 averaged.update()
                 done.advance()
                 pairs = result.pairs * ranks.world_size
-                report.step(StepRecord(done.step, epoch, done.position, lr, pairs, waited, batches, result))
+                report.on_step(StepRecord(done.step, epoch, done.position, lr, pairs, waited, batches, result))
                 due = time.monotonic() - saved > 60 * save_minutes
                 number, save_now = ranks.largest(stop.received, int(due))
                 stop.answered()
                 if save_now or number:
-                    report.save()
+                    report.flush()
                     state.save(epoch - 1, LAST)
                     saved = time.monotonic()
                 if number:
                     _leave(number, f"stopped in epoch {epoch} of {epochs}, after step {done.step}", place.run, ranks)
-            report.settle()
+            report.flush()
             if not done.losses:
                 raise InputError(f"epoch {epoch} had no step whose loss is finite")
             record = EpochRecord(done.step, epoch, EpochLoss(epoch, done.mean_loss, done.losses))
@@ -188,10 +187,10 @@ def train(
             if kept(epoch):
                 record.checkpoint = place.folder / f"{epoch}.pt"
                 names.append(record.checkpoint.name)  # last: that of the last epoch says that the run is finished
-            report.epoch(record)
-            report.save()
+            report.on_epoch(record)
+            report.flush()
             state.save(epoch, *names)
-            report.saved(record)
+            report.on_saved(record)
             saved = time.monotonic()
     if progress and ranks.first:
         loss = f"loss {done.mean_loss:.4f}" if done.losses else "nothing was left to do"
