@@ -86,6 +86,8 @@ class Browser:
             "const e = document.querySelector(arguments[0]); e.scrollIntoView({block: 'center', inline: 'center'});"
             "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]", selector,
         )  # fmt: skip
+        if self._touch:
+            time.sleep(0.5)  # Chromium takes a touch that follows another at once for a part of it, and not for a tap
         places = [(round(box[0] + x * box[2]), round(box[1] + y * box[3])) for x, y in points]
 
         def move(place: tuple[int, int], duration: int) -> dict[str, Any]:
