@@ -3,33 +3,35 @@
 `Video` reads the packets of a file once without decoding them (`VideoIndex`). To decode chosen frames it starts at the
 keyframe that governs the first of them, passes the decoder every packet up to the last, lets it drop what no other
 frame refers to, and seeks again only where a keyframe lies between two chosen frames. Frame counts, durations and rates
-in the headers are never trusted. Files that this cannot serve (no presentation times, frames that do not come out) are
-decoded from their start instead: slower, never different.
+in the headers are never trusted. Files that this cannot serve (presentation times that are missing, occur twice or go
+back, palettes, frames that do not come out) are decoded from their start instead: slower, never different.
 
-Legend: N frames of a file, P packets of its video stream, n chosen frames, H W pixels after rotation.
+Legend: N frames of a file, n chosen frames, H W pixels as they are shown, upright.
 """
 
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain, dropwhile, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
+from av.packet import PktSideDataT
 from av.video.reformatter import VideoReformatter
 
 from common.errors import InputError
+from dataset_loader.times import mend, resets
+from dataset_loader.video_index import VideoIndex, cache
 
 # Codecs in which a frame that is not marked as a reference is never needed for another frame. Not HEVC: there the mark
 # only holds within a temporal layer. Not VP9: a dropped frame may still carry the entropy model of the next.
 DROPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}
-# The cache of indices holds as many frames as this: some 25 MB, 3,000 clips of ten seconds or nine hours of one film.
-CACHED_FRAMES = 1_000_000
+# What a packet may carry for itself and all packets that follow, and what a seek would therefore lose.
+CARRIED: tuple[PktSideDataT, ...] = ("palette", "new_extradata", "param_change")
 # Titles need not be UTF-8; from PyAV 19 on that is so without being asked.
 OPEN: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 NO_FRAME = "has no frame that can be decoded"
@@ -51,46 +53,6 @@ class _Lost(Exception):
     """The packets of the file did not come as its index says."""
 
 
-@dataclass(frozen=True, eq=False)
-class VideoIndex:
-    """When each frame of a file is shown, and where its packet lies.
-
-    times: float64 [N], presentation times in seconds as the container states them, strictly increasing.
-    packets: int64 [P], presentation stamps in decoding order, packets that are decoded but not shown included.
-    positions: int64 [N], the packet of each frame.
-    keyframes: int64 [K], the packets at which decoding can start, ascending.
-    A file that can only be decoded from its start (`sequential`) has times alone.
-    """
-
-    times: np.ndarray
-    packets: np.ndarray
-    positions: np.ndarray
-    keyframes: np.ndarray
-
-    @property
-    def sequential(self) -> bool:
-        return len(self.packets) == 0
-
-    def runs(self, positions: Sequence[int]) -> list[tuple[int, list[int]]]:
-        """Group ascending packet positions into (keyframe to start at, positions): a new run where skipping ahead pays.
-
-        The keyframe that governs a packet is the last one before it, in the file, that is not shown after it: what is
-        shown before a keyframe but lies behind it in the file may refer to frames from before the keyframe.
-        """
-        starts = []
-        for position in positions:
-            before = self.keyframes[: np.searchsorted(self.keyframes, position, side="right")]
-            starts.append(int(before[self.packets[before] <= self.packets[position]][-1]))
-        runs: list[tuple[int, list[int]]] = []
-        for row, position in enumerate(positions):
-            start = min(starts[row:])  # a packet further on may need an earlier start
-            if runs and start <= runs[-1][1][-1] + 1:
-                runs[-1][1].append(position)
-            else:
-                runs.append((start, [position]))
-        return runs
-
-
 class Video:
     """An opened video file: `index`, and `frames` of it. Use it as a context manager.
 
@@ -103,7 +65,7 @@ class Video:
         key = _identity(self.path)
         self._open()
         try:
-            self.index = _cache.get(key) or _cache.put(key, self._read_index())
+            self.index = cache.get(key) or cache.put(key, self._read_index())
         except BaseException:
             self.close()
             raise
@@ -164,13 +126,20 @@ class Video:
         return self._land(keyframe)
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        """uint8 [H, W, 3], turned as the frame's display matrix says (degrees counter-clockwise)."""
+        """uint8 [H, W, 3], turned and mirrored as the frame's display matrix says."""
         try:
             # Threads would cost ten times what they save here.
             image = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            return np.rot90(image, k=round(frame.rotation / 90))
+            transposed, down, right = _orientation(frame)
+            return (image.swapaxes(0, 1) if transposed else image)[::down, ::right]
         except (av.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, f"has pixels that cannot be turned into RGB ({_sentence(error)})") from error
+
+    def pixel_aspect(self) -> Fraction:
+        """Width of a pixel by its height, as shown; 1 if the file does not say."""
+        aspect = self._stream.sample_aspect_ratio or Fraction(1)
+        frame = next(self._decode_sequentially(), None)
+        return 1 / aspect if frame is not None and _orientation(frame)[0] else aspect
 
     def _stack(self, images: Sequence[np.ndarray]) -> np.ndarray:
         sizes = sorted({image.shape[:2] for image in images})
@@ -212,17 +181,20 @@ class Video:
     def _read_index(self) -> VideoIndex:
         if self._container.format.name == "avi" and self._decoder.name in ("h264", "hevc"):
             return self._read_index_by_decoding()  # AVI states no times, and FFmpeg's guess ignores the reordering
-        stamps, keyframes, shown = [], [], []
+        stamps, decoding, keyframes, shown = [], [], [], []
         for position, packet in enumerate(self._packets()):
-            if packet.pts is None:
+            if packet.pts is None or self._decoder.pix_fmt == "pal8" or any(map(packet.has_sidedata, CARRIED)):
                 return self._read_index_by_decoding()
             stamps.append(packet.pts)
+            if packet.dts is not None:
+                decoding.append(packet.dts)
             if packet.is_keyframe:
                 keyframes.append(position)
             if not packet.is_discard:
                 shown.append(position)
         packets = np.array(stamps, dtype=np.int64)
-        if not keyframes or len(np.unique(packets)) < len(packets):
+        goes_back = (np.diff(decoding) < 0).any() or (np.diff(packets[keyframes]) < 0).any()
+        if not keyframes or goes_back or len(np.unique(packets)) < len(packets):
             return self._read_index_by_decoding()
         positions = np.array(shown, dtype=np.int64)
         first = keyframes[0]  # what precedes the first keyframe, in the file or on the screen, cannot be decoded
@@ -239,7 +211,11 @@ class Video:
             raise DecodeError(self.path, NO_FRAME)
         if len(stamps) > 1 and stamps[0] is not None and set(stamps) == {stamps[0]}:
             raise DecodeError(self.path, f"shows all of its {len(stamps)} frames at one time")
-        times = _seconds(stamps, self._stream)
+        tick = _tick(self._stream)
+        spacing = 1 / float(self._stream.guessed_rate or 25)  # 25: what FFmpeg assumes of a raw stream
+        times = mend([None if stamp is None else stamp * tick for stamp in stamps], spacing)
+        if len(resets(times)) > len(times) / 4:  # these are no times, but the order of decoding
+            times = np.arange(len(times)) * spacing
         nothing = np.zeros(0, dtype=np.int64)
         return VideoIndex(times, nothing, nothing, nothing)
 
@@ -343,29 +319,6 @@ def decode_all(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         return video._stack([image for image, _ in decoded]), np.array([time for _, time in decoded])
 
 
-class _Cache:
-    """The indices used last, bounded by the number of frames in them."""
-
-    def __init__(self) -> None:
-        self._indices: OrderedDict[tuple[str, int, int], VideoIndex] = OrderedDict()
-        self._frames = 0
-
-    def get(self, key: tuple[str, int, int]) -> VideoIndex | None:
-        if key in self._indices:
-            self._indices.move_to_end(key)
-        return self._indices.get(key)
-
-    def put(self, key: tuple[str, int, int], index: VideoIndex) -> VideoIndex:
-        self._indices[key] = index
-        self._frames += len(index.times)
-        while self._frames > CACHED_FRAMES and len(self._indices) > 1:
-            self._frames -= len(self._indices.popitem(last=False)[1].times)
-        return index
-
-
-_cache = _Cache()
-
-
 def _identity(path: str) -> tuple[str, int, int]:
     """(path, bytes, time of change): what tells whether a known index still holds."""
     try:
@@ -379,12 +332,19 @@ def _identity(path: str) -> tuple[str, int, int]:
     return path, found.st_size, found.st_mtime_ns
 
 
-def _seconds(stamps: list[int | None], stream: av.VideoStream) -> np.ndarray:
-    """The times of decoded frames; where stamps are missing or do not increase, frames at the stream's nominal rate."""
-    known = np.array([stamp for stamp in stamps if stamp is not None], dtype=np.int64)
-    if len(known) == len(stamps) and (np.diff(known) > 0).all():
-        return known * _tick(stream)
-    return np.arange(len(stamps)) / float(stream.guessed_rate or 25)  # 25: what FFmpeg assumes of a raw stream
+def _orientation(frame: av.VideoFrame) -> tuple[bool, int, int]:
+    """How a frame is to be shown: rows and columns swapped or not, and then the step (1 or -1) down and to the right.
+
+    The display matrix (a b u, c d v, x y w) shows a point (x, y) at (ax + cy, bx + dy), y downwards (ISO 14496-12,
+    8.3.2): one of eight orientations, or the nearest of them.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, 1, 1
+    a, b, _, c, d = np.frombuffer(cast(bytes, matrix), np.int32)[:5].tolist()
+    transposed = abs(b) + abs(c) > abs(a) + abs(d)
+    down, right = (b, c) if transposed else (d, a)
+    return transposed, -1 if down < 0 else 1, -1 if right < 0 else 1
 
 
 def _tick(stream: av.VideoStream) -> float:

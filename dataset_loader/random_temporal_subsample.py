@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
+from dataset_loader.times import runs, usual_spacing
 
 # Containers round presentation times to milliseconds: a gap that is longer than the clip by less than this still fits.
 TOLERANCE = 1e-3
+ROUNDING, HAIR = 1e-6, 1e-9  # sums of times that are equal on paper
+TRIES = 100  # of drawing gaps that fit the clip
 
 
 class TemporalSampler(Protocol):
@@ -28,7 +31,7 @@ class TemporalSampler(Protocol):
     futures: int  # pairs in a sample: K, or 1 of a clip
 
     def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """int64 [R, F]: numbers into `times` (seconds, ascending)."""
+        """int64 [R, F]: numbers into `times` (seconds, ascending within their runs)."""
         ...
 
 
@@ -70,35 +73,55 @@ class RandomTemporalSubsample:
         self._all_gaps = np.arange(least, most + 1) / fps  # seconds
 
     def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Draw R samples: int64 [R, 1 + K], numbers of the past and its futures into `times` (seconds, ascending).
+        """Draw R samples: int64 [R, 1 + K], numbers of the past and its futures into `times` (see `times.runs`).
 
-        Each gap is uniform among those that fit the clip, whatever the others; f1 is uniform over what the longest of
-        them leaves, each frame with the share of time around it; a future is the frame nearest to f1's time plus its
-        gap. A clip shorter than the smallest gap gives its first and last frame. Raises InputError for fewer than two
-        frames.
+        Each gap is uniform among those that fit the clip, whatever the others; f1 is uniform over where all of them
+        fit, each frame with the share of time around it; a future is the frame nearest to f1's time plus its gap.
+        Nothing is drawn across a pause or a reset of the clock, and no real gap is more than half a frame outside
+        min_gap…max_gap. Raises InputError if that leaves nothing.
         """
-        times = _checked(times)
-        gaps = self._gaps(times)
+        clock = _Clock(times)
+        gaps = self._all_gaps[self._all_gaps <= clock.longest + TOLERANCE]
         samples = np.empty((self.repeated_sampling, self.frames), dtype=np.int64)
         for sample in samples:
-            if len(gaps) == 0:
-                sample[0], sample[1:] = 0, len(times) - 1
-                continue
-            drawn = gaps[generator.integers(len(gaps), size=self.futures)]
-            sample[0] = _first(times, drawn.max(), generator)
-            sample[1:] = [_partner(times, sample[0], gap) for gap in drawn]
+            sample[:] = self._sample(clock, gaps, generator)
         return samples
+
+    def _sample(self, clock: "_Clock", gaps: np.ndarray, generator: np.random.Generator) -> list[int]:
+        for attempt in range(TRIES):
+            if len(gaps) == 0:
+                break
+            drawn = gaps[generator.integers(len(gaps), size=self.futures)]
+            partners, allowed = zip(*(self._partners(clock, gap) for gap in drawn), strict=True)
+            fitting = [place.any() for place in allowed]
+            together = np.logical_and.reduce(allowed)
+            if attempt == TRIES - 1 and fitting[0]:  # gaps that fit no common past: all futures at the first of them
+                partners, together = partners[:1] * self.futures, allowed[0]
+            if together.any():
+                past = clock.pick(together, generator)
+                return [past, *(int(partner[past]) for partner in partners)]
+            gaps = np.setdiff1d(gaps, drawn[~np.array(fitting)])
+        low, high = self._all_gaps[[0, -1]]
+        raise InputError(
+            f"shows no two frames {low:.3g} to {high:.3g} s apart ({clock}); another min_gap and max_gap may"
+        )
+
+    def _partners(self, clock: "_Clock", gap: float) -> tuple[np.ndarray, np.ndarray]:
+        """For each frame the one nearest to `gap` seconds later, int64 [N], and whether the two may be a pair [N]."""
+        partners, past = clock.nearest(gap, at_least=1), clock.has_after(gap)
+        real = clock.times[partners] - clock.times
+        low, high = self._all_gaps[[0, -1]]
+        return partners, past & (real >= low - clock.half - ROUNDING) & (real <= high + clock.half + ROUNDING)
 
     def probabilities(self, times: np.ndarray) -> np.ndarray:
         """The exact distribution that `draw` follows with K = 1: float64 [N, N], the probability of (past, future)."""
-        times = _checked(times)
+        clock = _Clock(times)
         table = np.zeros((len(times), len(times)))
-        gaps = self._gaps(times)
-        if len(gaps) == 0:
-            table[0, -1] = 1
-        for gap in gaps:
-            for first, share in enumerate(_shares(times, gap)):
-                table[first, _partner(times, first, gap)] += share / len(gaps)
+        drawn = [self._partners(clock, gap) for gap in self._all_gaps[self._all_gaps <= clock.longest + TOLERANCE]]
+        drawn = [(partners, allowed) for partners, allowed in drawn if allowed.any()]
+        for partners, allowed in drawn:
+            shares = clock.widths * allowed
+            np.add.at(table, (np.arange(len(table)), partners), shares / shares.sum() / len(drawn))
         return table
 
     def __call__(
@@ -118,10 +141,6 @@ class RandomTemporalSubsample:
         drawn = torch.from_numpy(self.draw(times, generator)).to(video.device)
         pairs = [video.index_select(self.temporal_dim, pair) for pair in drawn]
         return pairs[0] if self.repeated_sampling == 1 else torch.stack(pairs)
-
-    def _gaps(self, times: np.ndarray) -> np.ndarray:
-        """The gaps in seconds that fit the clip."""
-        return self._all_gaps[self._all_gaps <= times[-1] - times[0] + TOLERANCE]
 
 
 def random_temporal_subsample(
@@ -159,21 +178,85 @@ class RandomClip:
         self.repeated_sampling = repeated_sampling
 
     def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Draw R clips: int64 [R, F], numbers into `times` (seconds, ascending).
+        """Draw R clips: int64 [R, F], numbers into `times` (see `times.runs`).
 
-        The first frame is uniform over what the clip's span leaves, each with the share of time around it; the others
-        are the frames nearest to their times. A video shorter than the span gives F frames spread over all of it, some
-        of them repeatedly if it has fewer. Raises InputError for fewer than two frames.
+        The first frame is uniform over where the clip's span fits, each with the share of time around it; the others
+        are the frames nearest to their times, and no further from them than half a usual spacing. A video without a
+        pause that is shorter than the span gives F frames spread over all of it, some of them repeatedly if it has
+        fewer. Raises InputError for fewer than two frames, or if pauses, resets or uneven times leave no clip.
         """
-        times = _checked(times)
-        duration = times[-1] - times[0]
-        clips = np.empty((self.repeated_sampling, self.frames), dtype=np.int64)
-        for clip in clips:
-            span = (self.frames - 1) * self.stride
-            first = 0 if span > duration + TOLERANCE else _first(times, span, generator)
-            wanted = times[first] + np.linspace(0, min(span, duration), self.frames)
-            clip[:] = [_nearest(times, time) for time in wanted]
-        return clips
+        clock = _Clock(times)
+        span = (self.frames - 1) * self.stride
+        if span > clock.longest + TOLERANCE and len(clock.runs) == 1:
+            wanted = clock.times[0] + np.linspace(0, clock.longest, self.frames)
+            return np.repeat([[_nearest(clock.times, time) for time in wanted]], self.repeated_sampling, axis=0)
+        steps = self.stride * np.arange(self.frames)
+        places = np.stack([clock.nearest(step) for step in steps], axis=1)  # [N, F]
+        errors = np.abs(clock.times[places] - clock.times[:, None] - steps)
+        allowed = clock.has_after(span) & (errors <= clock.half[:, None] + TOLERANCE).all(1)
+        if not allowed.any():
+            raise InputError(
+                f"has no {self.frames} frames that are {self.stride:.3g} s apart, up to half a frame ({clock})"
+            )
+        return np.stack([places[clock.pick(allowed, generator)] for _ in range(self.repeated_sampling)])
+
+
+class _Clock:
+    """The times of a video's frames, in runs between holes and resets.
+
+    widths: float64 [N], the time around each frame within its run; half: [N], half a usual spacing of it. longest: the
+    seconds of the longest run.
+    """
+
+    def __init__(self, times: np.ndarray) -> None:
+        self.times = np.asarray(times, dtype=np.float64)
+        if len(self.times) < 2:
+            raise InputError(f"a pair needs two frames; the clip has {len(self.times)}")
+        if not np.isfinite(self.times).all():
+            raise InputError("the times of a clip's frames must be numbers")
+        self.runs = runs(self.times)
+        self.widths, self.half, self.longest = np.zeros(len(self.times)), np.zeros(len(self.times)), 0.0
+        usual = usual_spacing(self.times)
+        for first, end in self.runs:
+            if end - first > 1:
+                part = self.times[first:end]
+                self.widths[first:end] = np.gradient(part)
+                self.half[first:end] = (usual if len(self.runs) == 1 else min(usual, usual_spacing(part))) / 2
+                self.longest = max(self.longest, float(part[-1] - part[0]))
+
+    def nearest(self, after: float, at_least: int = 0) -> np.ndarray:
+        """For each frame the one of its run that is nearest to so many seconds later, int64 [N].
+
+        at_least: so many frames later, if the run has them. Of two equally near ones the earlier.
+        """
+        numbers = np.empty(len(self.times), dtype=np.int64)
+        for first, end in self.runs:
+            part = self.times[first:end]
+            wanted, last = part + after, len(part) - 1
+            later = np.minimum(np.searchsorted(part, wanted), last)
+            sooner = np.minimum(np.maximum(later - 1, np.arange(len(part)) + at_least), last)
+            later = np.maximum(later, sooner)
+            nearer = wanted - part[sooner] <= part[later] - wanted + HAIR
+            numbers[first:end] = first + np.where(nearer, sooner, later)
+        return numbers
+
+    def has_after(self, span: float) -> np.ndarray:
+        """Whether so many seconds of its run follow on a frame: bool [N]. Never on the last frame of a run."""
+        has = np.empty(len(self.times), dtype=bool)
+        for first, end in self.runs:
+            has[first:end] = self.times[first:end] <= self.times[end - 1] - span + TOLERANCE
+            has[first] |= self.times[end - 1] - self.times[first] + TOLERANCE >= span
+            has[end - 1] = False
+        return has
+
+    def pick(self, allowed: np.ndarray, generator: np.random.Generator) -> int:
+        """Draw one of the frames that are allowed [N], each with the time around it."""
+        ends = np.cumsum(self.widths * allowed)
+        return int(np.searchsorted(ends, generator.random() * ends[-1], side="right"))
+
+    def __str__(self) -> str:
+        apart = f", in {len(self.runs)} runs between pauses or resets of the clock" if len(self.runs) > 1 else ""
+        return f"{len(self.times)} frames, at most {self.longest:.3g} s without a pause{apart}"
 
 
 def _check(**counts: int) -> None:
@@ -203,49 +286,8 @@ def _in_frames(low: float, high: float, fps: float, unit: str) -> tuple[int, int
     return math.ceil(low * factor - slack), math.floor(high * factor + slack)
 
 
-def _checked(times: np.ndarray) -> np.ndarray:
-    times = np.asarray(times, dtype=np.float64)
-    if len(times) < 2:
-        raise InputError(f"a pair needs two frames; the clip has {len(times)}")
-    if not (times[1:] > times[:-1]).all():
-        raise InputError("the times of a clip's frames must increase")
-    return times
-
-
-def _shares(times: np.ndarray, gap: float) -> np.ndarray:
-    """Probability of each frame that has `gap` seconds after it to be f1: proportional to the time around the frame.
-
-    At a constant rate all are equal; at a variable one, f1 is uniform over time, not over frames.
-    """
-    last = int(np.searchsorted(times, times[-1] - gap + TOLERANCE, side="right"))
-    widths = np.gradient(times)[: min(max(last, 1), len(times) - 1)]
-    return widths / widths.sum()
-
-
-def _first(times: np.ndarray, span: float, generator: np.random.Generator) -> int:
-    """Draw the frame at which a span of seconds begins: the one nearest to a time that is uniform over what remains.
-
-    It has the distribution of `_shares` without computing it: the time around a frame is that nearest to it.
-    """
-    last = int(np.searchsorted(times, times[-1] - span + TOLERANCE, side="right"))
-    last = min(max(last, 1), len(times) - 1)
-    begin = times[0] - (times[1] - times[0]) / 2
-    end = (times[last - 1] + times[last]) / 2
-    place = begin + generator.random() * (end - begin)
-    after = int(np.searchsorted(times[:last], place))
-    if after == 0 or after == last:
-        return min(after, last - 1)
-    return after if place - times[after - 1] >= times[after] - place else after - 1
-
-
-def _partner(times: np.ndarray, first: int, gap: float) -> int:
-    """The frame nearest to `gap` seconds after `first`, always a later one."""
-    return _nearest(times, times[first] + gap, first + 1)
-
-
-def _nearest(times: np.ndarray, wanted: float, least: int = 0) -> int:
-    """The frame nearest to a time, from number `least` on; of two equally near ones the earlier."""
+def _nearest(times: np.ndarray, wanted: float) -> int:
+    """The frame nearest to a time; of two equally near ones the earlier."""
     after = min(int(np.searchsorted(times, wanted)), len(times) - 1)
-    before = max(after - 1, least)
-    hair = 1e-9  # sums of times that are equal on paper
-    return before if wanted - times[before] <= times[after] - wanted + hair else after
+    before = max(after - 1, 0)
+    return before if wanted - times[before] <= times[after] - wanted + HAIR else after

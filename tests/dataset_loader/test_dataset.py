@@ -115,11 +115,6 @@ def test_a_file_is_opened_once_for_all_its_pairs(videos, monkeypatch):
     assert len(opened) == 1
 
 
-def test_clips_shorter_than_the_gap_use_what_they_have(tmp_path, moving_frames):
-    write_video(tmp_path / "clip.mp4", moving_frames[:3], 30)
-    assert get_kinetics_dataset(tmp_path)[0]["time"].tolist() == pytest.approx([0, 2 / 30])
-
-
 def test_portrait_and_landscape_share_a_batch(tmp_path, moving_frames):
     write_video(tmp_path / "landscape.mp4", moving_frames, 30)
     write_video(tmp_path / "portrait.mp4", moving_frames.transpose(0, 2, 1, 3), 30)

@@ -1,12 +1,18 @@
 """The pairs that are drawn follow the distribution that the paper states, at every frame rate."""
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.errors import InputError
 from dataset_loader import RandomTemporalSubsample, get_kinetics_dataset, make_loader
 from dataset_loader.random_temporal_subsample import RandomClip, random_temporal_subsample
+from dataset_loader.times import continuous, holes, mend, resets, runs
 
 VARIABLE = np.cumsum(np.random.default_rng(3).uniform(0.005, 0.12, 80))
 CLIPS = {
@@ -18,29 +24,49 @@ CLIPS = {
     "variable": VARIABLE,
     "a second": np.arange(31) / 30,
     "four frames": np.arange(5) / 30,
-    "too short": np.arange(4) / 30,
-    "two frames, a minute apart": np.array([0.0, 60.0]),
+    "a pause of 2 s": np.concatenate([np.arange(40) / 30, 3.3 + np.arange(50) / 30]),
+    "an hour's hole": np.concatenate([np.arange(30) / 30, 3600 + np.arange(60) / 30]),
+    "two recordings, joined": np.concatenate([1 + np.arange(70) / 30, np.arange(20) / 15]),
 }
+
+
+def stretches(times: np.ndarray) -> list[list[int]]:
+    """Runs of frames: a new one where the clock goes back, or pauses for four times what four fifths of it stay below,
+    and longer than the smallest gap."""
+    steps = [b - a for a, b in pairwise(times)]
+    forwards = sorted(step for step in steps if step > 0)
+    limit = max(4 * forwards[math.floor(0.8 * (len(forwards) - 1))], 4 / 30)
+    found = [[0]]
+    for k, step in enumerate(steps, 1):
+        if step <= 0 or step > limit:
+            found.append([])
+        found[-1].append(k)
+    return found
 
 
 def by_brute_force(times: np.ndarray, min_gap: int, max_gap: int) -> np.ndarray:
     """The definition in nested loops: probability of (past, future)."""
     table = np.zeros((len(times), len(times)))
-    fitting = [g for g in range(min_gap, max_gap + 1) if g / 30 <= times[-1] - times[0] + 1e-3]
-    if not fitting:
-        table[0, len(times) - 1] = 1
-    for g in fitting:
-        candidates = [k for k in range(len(times) - 1) if times[k] <= times[-1] - g / 30 + 1e-3]
-        widths = []
-        for k in candidates:
-            left = times[k] - times[k - 1] if k else times[1] - times[0]
-            right = times[k + 1] - times[k]
-            widths.append((left + right) / 2)
-        for k, width in zip(candidates, widths, strict=True):
-            later = range(k + 1, len(times))
-            nearest = min(later, key=lambda j: (round(abs(times[j] - times[k] - g / 30), 9), j))
-            table[k, nearest] += width / sum(widths) / len(fitting)
-    return table
+    tables = []
+    median = np.median([b - a for a, b in pairwise(times) if b > a])
+    for g in range(min_gap, max_gap + 1):
+        shares = np.zeros_like(table)
+        for run in stretches(times):
+            if len(run) < 2:
+                continue
+            half = min(median, np.median(np.diff(times[run]))) / 2
+            for k in run[:-1]:
+                if times[k] > times[run[-1]] - g / 30 + 1e-3:
+                    continue
+                later = [j for j in run if j > k]
+                nearest = min(later, key=lambda j: (round(abs(times[j] - times[k] - g / 30), 9), j))
+                if not min_gap / 30 - half - 1e-6 <= times[nearest] - times[k] <= max_gap / 30 + half + 1e-6:
+                    continue
+                left = times[k] - times[k - 1] if k > run[0] else times[k + 1] - times[k]
+                shares[k, nearest] = (left + times[k + 1] - times[k]) / 2
+        if shares.any():
+            tables.append(shares / shares.sum())
+    return sum(tables) / len(tables) if tables else table
 
 
 def chi_square_is_plausible(counts: np.ndarray, probabilities: np.ndarray) -> bool:
@@ -60,7 +86,7 @@ def chi_square_is_plausible(counts: np.ndarray, probabilities: np.ndarray) -> bo
 def test_the_stated_distribution_is_the_definition(name, gaps):
     table = RandomTemporalSubsample(*gaps).probabilities(CLIPS[name])
     np.testing.assert_allclose(table, by_brute_force(CLIPS[name], *gaps), atol=1e-12)
-    assert table.sum() == pytest.approx(1)
+    assert table.sum() == pytest.approx(0 if (name, gaps) == ("four frames", (10, 10)) else 1)
     assert np.tril(table).max() == 0  # the future is never the past, nor before it
 
 
@@ -98,9 +124,9 @@ def test_a_gap_is_a_time_whatever_the_rate(fps):
 
 def test_the_first_frame_is_uniform_over_time():
     """At a variable rate a burst of frames does not attract the draws."""
-    times = np.concatenate([np.arange(0, 5, 0.5), 5 + np.arange(0, 5, 0.05)])  # 10 frames, then 100, 5 s each
-    past = RandomTemporalSubsample(1, 3).probabilities(times).sum(axis=1)
-    assert past[:10].sum() == pytest.approx(0.5, abs=0.03)
+    times = np.concatenate([np.arange(0, 5, 0.1), 5 + np.arange(0, 5, 0.025)])  # 50 frames, then 200, 5 s each
+    past = RandomTemporalSubsample(15, 18).probabilities(times).sum(axis=1)
+    assert past[:50].sum() == pytest.approx(5 / 9.45, abs=0.01)
 
 
 @pytest.mark.parametrize(("frames", "longest"), [(5, 4), (11, 10), (12, 11), (31, 30), (49, 48), (200, 48)])
@@ -115,9 +141,21 @@ def test_the_longest_gap_that_fits_is_used(frames, longest):
         assert np.trace(table, offset=longest) == pytest.approx(1 / (longest - 3))
 
 
-def test_a_clip_shorter_than_the_gap_uses_what_it_has():
-    pairs = RandomTemporalSubsample(4, 48, repeated_sampling=3).draw(np.arange(3) / 30, np.random.default_rng(0))
-    assert pairs.tolist() == [[0, 2]] * 3
+def test_what_leaves_no_pair_is_refused():
+    """Too short, too sparse, or in pieces: the reason says how long it lasts, and in how many pieces."""
+    for times, said in (
+        (np.arange(3) / 30, r"no two frames 0\.133 to 1\.6 s apart \(3 frames, at most 0\.0667 s without a pause\)"),
+        (np.array([0.0, 60.0]), "at most 60 s without a pause"),
+        (
+            np.tile(np.arange(3) / 30, 4),
+            "12 frames, at most 0.0667 s without a pause, in 4 runs between pauses or resets",
+        ),
+    ):
+        for sampler in (RandomTemporalSubsample(4, 48), RandomTemporalSubsample(4, 48, futures=2)):
+            with pytest.raises(InputError, match=said):
+                sampler.draw(times, np.random.default_rng(0))
+    with pytest.raises(InputError, match="has no 4 frames that are 0.133 s apart, up to half a frame"):
+        RandomClip(4, 4).draw(np.tile(np.arange(9) / 30, 4), np.random.default_rng(0))
 
 
 def test_repeated_pairs_are_independent():
@@ -213,8 +251,8 @@ def test_one_future_is_a_pair():
     pairs = RandomTemporalSubsample(repeated_sampling=50).draw(times, np.random.default_rng(4))
     one = RandomTemporalSubsample(repeated_sampling=50, futures=1).draw(times, np.random.default_rng(4))
     assert pairs.tolist() == one.tolist()
-    short = RandomTemporalSubsample(futures=2).draw(np.arange(3) / 30, np.random.default_rng(0))
-    assert short.tolist() == [[0, 2, 2]]
+    short = RandomTemporalSubsample(futures=2).draw(np.arange(5) / 30, np.random.default_rng(0))
+    assert short.tolist() == [[0, 4, 4]]
 
 
 # Limits in seconds
@@ -264,11 +302,82 @@ def test_a_clip_has_its_stride_and_any_place():
 
 
 def test_a_clip_of_a_variable_rate_takes_the_nearest_frames():
+    """Where they are within half a frame of their times."""
     clips = RandomClip(5, 0.4, unit="seconds", repeated_sampling=50).draw(VARIABLE, np.random.default_rng(0))
     for clip in clips:
         wanted = VARIABLE[clip[0]] + 0.4 * np.arange(5)
         assert clip.tolist() == np.abs(VARIABLE - wanted[:, None]).argmin(1).tolist()
-    assert len({tuple(clip) for clip in clips}) > 20
+        assert np.abs(VARIABLE[clip] - wanted).max() <= np.median(np.diff(VARIABLE)) / 2 + 1e-3
+    assert len({tuple(clip) for clip in clips}) > 5
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_whatever_the_stamps_do(data):
+    """Pauses, resets, doubles, jitter and missing stamps at 6 to 240 fps: pairs, futures and clips stay in one run of
+    the clock, and their real gaps within their limits; or the video is refused."""
+    times = mend(*data.draw(stamps()))
+    median = np.median([b - a for a, b in pairwise(times) if b > a])
+    run = np.repeat(np.arange(len(parts := stretches(times))), [len(part) for part in parts])
+    generator = np.random.default_rng(data.draw(st.integers(0, 9)))
+    for sampler in (RandomTemporalSubsample(repeated_sampling=20), RandomTemporalSubsample(futures=3)):
+        table = by_brute_force(times, 4, 48)
+        try:
+            samples = sampler.draw(times, generator)
+        except InputError:
+            assert not table.any()
+            continue
+        assert (run[samples] == run[samples[:, :1]]).all()
+        gaps = times[samples[:, 1:]] - times[samples[:, :1]]
+        assert gaps.min() >= 4 / 30 - median / 2 - 1e-5 and gaps.max() <= 48 / 30 + median / 2 + 1e-5
+        assert (table[samples[:, 0], samples[:, 1]] > 0).all()
+        np.testing.assert_allclose(sampler.probabilities(times), table, atol=1e-12)
+    try:
+        (clip,) = RandomClip(4, 4).draw(times, generator)
+    except InputError:
+        return
+    assert (run[clip] == run[clip[0]]).all()
+    if len(parts) > 1 or times[-1] - times[0] >= 12 / 30:  # else it is shorter than the clip, and spread over it
+        assert np.abs(times[clip] - times[clip[0]] - 4 / 30 * np.arange(4)).max() <= median / 2 + 2e-3
+
+
+@st.composite
+def stamps(draw):
+    """(stamps in seconds, None where one is missing; the nominal spacing)."""
+    fps = draw(st.sampled_from([6, 10, 24, 25, 29.97, 30, 50, 60, 120, 240]))
+    count = draw(st.integers(8, 90))
+    steps = np.full(count, 1 / fps)
+    places = st.lists(st.integers(1, count - 1), max_size=3)
+    for place in draw(places):
+        steps[place] += draw(st.sampled_from([0.1, 0.5, 2.0, 300.0, 3600.0]))  # a pause
+    for place in draw(places):
+        steps[place] = -draw(st.sampled_from([0.01, 0.5, 100.0]))  # the clock goes back
+    for place in draw(places):
+        steps[place] = 0  # a double
+    times = np.round(np.cumsum(steps), 3)
+    jitter = draw(st.sampled_from([0, 0.1, 0.3])) / fps
+    times = times + jitter * np.random.default_rng(draw(st.integers(0, 3))).uniform(-0.5, 0.5, count)
+    missing = set(draw(places))
+    return [None if k in missing else float(time) for k, time in enumerate(times)], 1 / fps
+
+
+def test_stamps_are_mended_one_by_one():
+    """A missing or a double stamp goes between its neighbours, at most a usual spacing behind the one before."""
+    assert mend([0, 1, None, 3, 4], 9).tolist() == mend([0, 1, 1, 3, 4], 9).tolist() == [0, 1, 2, 3, 4]
+    assert mend([0, 1, 2, 2, 100, 101], 9).tolist() == [0, 1, 2, 3, 100, 101]
+    assert mend([0, 1, 1, 1, 2], 9).tolist() == pytest.approx([0, 1, 4 / 3, 5 / 3, 2])
+    assert mend([None, None, 5, 6, None], 9).tolist() == [3, 4, 5, 6, 7]
+    assert mend([5, 6, 7, 7, 0, 1], 9).tolist() == [5, 6, 7, 8, 0, 1]  # a reset stays
+    assert mend([None] * 3, 0.5).tolist() == [0, 0.5, 1] and mend([4, None], 0.5).tolist() == [4, 4.5]
+
+
+def test_runs_pauses_and_resets():
+    times = np.array([0, 1, 2, 3, 30, 31, 32, 5, 6, 7, 8])
+    assert (resets(times).tolist(), holes(times).tolist()) == ([7], [4])
+    assert runs(times) == [(0, 4), (4, 7), (7, 11)]
+    assert continuous(times).tolist() == [0, 1, 2, 3, 30, 31, 32, 33, 34, 35, 36]
+    assert runs(continuous(times, pause=10)) == runs(times)
+    assert runs(np.arange(9) / 30) == [(0, 9)] and runs(np.arange(0)) == [(0, 0)]
 
 
 def test_a_video_shorter_than_the_clip_is_spread_over_it():
