@@ -52,6 +52,7 @@ def main(
     from cli.feature_sources import open_source
     from dataset_loader.decoding import Video
     from dataset_loader.preparing.encoding import write_video
+    from dataset_loader.times import ascending, usual_spacing
     from evaluation.features import Source
     from evaluation.pictures import even, overlay, save_mask, square
     from evaluation.results import digest
@@ -104,7 +105,8 @@ def main(
                 now, last = now + step, times.popleft()
                 yield now
 
-        write_video(out / "overlay.mp4", drawn(), stamps())
+        on = ascending(stamps(), usual_spacing(clip.index.times))  # the clock may start anew, the film goes on
+        write_video(out / "overlay.mp4", drawn(), on)
     print(f"{out / 'overlay.mp4'} and {out / 'masks'}/")
 
 

@@ -5,7 +5,7 @@ Times are seconds in the order of showing. They increase within a run; after a r
 Legend: N frames of a video.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -68,13 +68,15 @@ def runs(times: np.ndarray) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def continuous(times: np.ndarray, pause: float = 0.0) -> np.ndarray:
-    """The same times, but after a reset the clock goes on, a usual spacing or a `pause` in seconds later.
+def ascending(times: Iterable[float], pause: float) -> Iterator[float]:
+    """The same times, but after a reset the clock goes on, a pause in seconds later.
 
-    For what cannot be written otherwise, such as a video file; with a pause longer than every gap no pair is drawn
+    For what cannot be written otherwise, such as a video file. With a pause longer than every gap no pair is drawn
     across the place from what was written.
     """
-    times = np.array(times, dtype=np.float64)
-    for number in resets(times):
-        times[number:] += times[number - 1] - times[number] + max(usual_spacing(times), pause)
-    return times
+    before, shift = -np.inf, 0.0
+    for time in times:
+        if time + shift <= before:
+            shift = before + pause - time
+        before = time + shift
+        yield before

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from common.errors import InputError
 from dataset_loader import RandomTemporalSubsample, get_kinetics_dataset, make_loader
 from dataset_loader.random_temporal_subsample import RandomClip, random_temporal_subsample
-from dataset_loader.times import continuous, holes, mend, resets, runs
+from dataset_loader.times import ascending, holes, mend, resets, runs
 
 VARIABLE = np.cumsum(np.random.default_rng(3).uniform(0.005, 0.12, 80))
 CLIPS = {
@@ -375,8 +375,8 @@ def test_runs_pauses_and_resets():
     times = np.array([0, 1, 2, 3, 30, 31, 32, 5, 6, 7, 8])
     assert (resets(times).tolist(), holes(times).tolist()) == ([7], [4])
     assert runs(times) == [(0, 4), (4, 7), (7, 11)]
-    assert continuous(times).tolist() == [0, 1, 2, 3, 30, 31, 32, 33, 34, 35, 36]
-    assert runs(continuous(times, pause=10)) == runs(times)
+    assert list(ascending(times, 1)) == [0, 1, 2, 3, 30, 31, 32, 33, 34, 35, 36]
+    assert runs(np.array(list(ascending(times, 10)))) == runs(times)
     assert runs(np.arange(9) / 30) == [(0, 9)] and runs(np.arange(0)) == [(0, 0)]
 
 
