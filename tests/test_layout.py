@@ -81,6 +81,7 @@ def test_mae_stands_on_torch_and_timm():
         ("mae.models_mae, mae.weights, ml.SiamMAE, ml.utils, ml.presets", "av matplotlib requests scipy cv2 IPython"),
         ("ml.config, ml.presets", "torch timm"),
         ("common.errors, common.files, common.download", "torch numpy"),
+        ("cli.data_download, cli.data_split, cli.data_validate, cli.data_prepare", "torch av matplotlib requests"),
     ],
 )
 def test_imports_bring_nothing_heavy_along(modules, heavy):

@@ -2,10 +2,9 @@
 
 import json
 import os
-import random
 import re
+import shutil
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,12 @@ from PIL import Image
 from cli.main import COMMANDS, main
 from common.errors import InputError
 from dataset_loader import decode_all, read_index
-from dataset_loader.contact_sheet import contact_sheet
 from dataset_loader.packed import Shard
 from dataset_loader.preparing.encoding import at_rate, write_video
 from dataset_loader.preparing.manifest import Row, default_path, write_manifest
 from dataset_loader.preparing.prepare import prepare
 from dataset_loader.preparing.recipe import Recipe
-from dataset_loader.processes import forking_context
+from tests.dataset_loader.preparing.kills import kill_at_random_moments
 
 RECIPES = {
     "frames": Recipe("frames", short_side=24),
@@ -131,44 +129,31 @@ def test_shards_are_disjoint_and_complete(prepared, folder, tmp_path):
     }
 
 
-def kill_at_random_moments(form, folder, out, undisturbed, kills, seed):
-    """Kill runs until so many were caught in the middle, at most three in a row; then one runs to its end."""
-    import shutil
-
-    generator = random.Random(seed)
-    run = partial(prepare, folder, out, RECIPES[form], jobs=2)
-    caught = 0
-    for attempt in range(10 * kills):
-        process = forking_context().Process(target=run)
-        process.start()
-        while process.is_alive() and not any(out.glob(".unfinished.*/*")):
-            time.sleep(0.005)
-        time.sleep(generator.uniform(0, 0.6))
-        alive = process.is_alive()
-        process.kill()
-        process.join()
+def kill(form, folder, out, undisturbed, kills, seed):
+    def run_to_the_end():
         left = tree(out)
-        caught += alive and left != undisturbed
         assert all(left[name] == data for name, data in undisturbed.items() if name in left and name != "failed.csv")
-        if attempt % 3 == 2 or caught == kills:
-            prepare(folder, out, RECIPES[form], jobs=2)
-            assert tree(out) == undisturbed
-            if caught < kills:
-                shutil.rmtree(out)
-        if caught == kills:
-            return
-    pytest.fail(f"only {caught} runs were caught in the middle")
+        prepare(folder, out, RECIPES[form], jobs=2)
+        assert tree(out) == undisturbed
+        shutil.rmtree(out)
+
+    code = (
+        "from dataset_loader.preparing.prepare import Recipe, prepare\n"
+        f"prepare({str(folder)!r}, {str(out)!r}, {RECIPES[form]!r}, jobs=2)"
+    )
+    begun = lambda: any(out.glob(".unfinished.*/*"))  # noqa: E731
+    kill_at_random_moments(code, kills, seed, begun=begun, run_to_the_end=run_to_the_end)
 
 
-def test_killed(prepared, folder, tmp_path):
+def test_killed_once(prepared, folder, tmp_path):
     form, _, files = prepared
-    kill_at_random_moments(form, folder, tmp_path / "out", files, 1, seed=0)  # in three forms
+    kill(form, folder, tmp_path / "out", files, 1, seed=0)  # in three forms
 
 
 @pytest.mark.slow
 def test_killed_thirty_times(prepared, folder, tmp_path):
     form, _, files = prepared
-    kill_at_random_moments(form, folder, tmp_path / "out", files, 30, seed=1)
+    kill(form, folder, tmp_path / "out", files, 30, seed=1)
 
 
 def test_what_it_will_take_is_measured_and_printed(folder, tmp_path, capsys, monkeypatch):
@@ -291,37 +276,6 @@ def test_small_videos_are_not_enlarged(tmp_path, pictures):
 def test_recipes_that_cannot_be(name, value):
     with pytest.raises(InputError, match=f"{name} is {value}; it must be"):
         Recipe("gop", **{name: value})
-
-
-# ---- The picture
-
-
-class Pairs:
-    """A data set of plain coloured pairs, as far as a contact sheet looks at it."""
-
-    def __len__(self):
-        return 40
-
-    def __getitem__(self, k):
-        import torch
-
-        video = torch.full((2, 2, 3, 32, 32), k, dtype=torch.uint8)
-        video[:, 1] += 100
-        return {"video": video, "time": torch.tensor([[k, k + 0.5], [k, k + 1.0]]), "path": f"x/clip {k} ü€.mp4"}
-
-
-def test_a_contact_sheet_shows_the_frames(tmp_path):
-    contact_sheet(Pairs(), tmp_path / "sheet.png", count=5)
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape[0] == 5 * 40 + 8
-    for row, k in enumerate((0, 0, 10, 10, 20)):
-        top = 8 + 40 * row
-        assert (sheet[top : top + 32, 8:40] == k).all() and (sheet[top : top + 32, 48:80] == k + 100).all()
-        assert (sheet[top : top + 32, 88:] < 128).any()  # words
-    with pytest.raises(InputError, match="not overwritten"):
-        contact_sheet(Pairs(), tmp_path / "sheet.png")
-    with pytest.raises(InputError, match="0 pairs"):
-        contact_sheet(Pairs(), tmp_path / "other.png", count=0)
 
 
 # ---- The commands

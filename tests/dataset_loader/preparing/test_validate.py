@@ -1,20 +1,15 @@
 """A manifest tells the truth about good and bad files, whatever happens to the processes that find it out."""
 
-import ctypes
 import io
 import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
-import time
 import wave
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +17,13 @@ import pytest
 
 from cli.main import main
 from common.errors import InputError
-from dataset_loader import check_disjoint, decode_all, open_source
+from dataset_loader import decode_all
 from dataset_loader.preparing.encoding import write_video
 from dataset_loader.preparing.manifest import COLUMNS, Row, Rules, default_path, read_manifest, write_manifest
-from dataset_loader.preparing.splitting import check_no_overlap, duplicates, split, split_data, video_id
+from dataset_loader.preparing.splitting import split_data
 from dataset_loader.preparing.validate import content_hash, measure, validate
-from dataset_loader.processes import Failure, forking_context, supervise
 from tests.dataset_loader.cutting import copy_cut
+from tests.dataset_loader.preparing.kills import kill_at_random_moments
 
 ANY = Rules(min_seconds=0.5, min_fps=None, max_fps=None)
 
@@ -58,89 +53,6 @@ def undisturbed(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "m.csv"
     validate(folder, out=out, rules=ANY, jobs=2)
     return out.read_bytes()
-
-
-# ---- Processes
-
-
-def test_results_come_whatever_else_happens():
-    assert dict(supervise(abs, [-1, -2, -3], jobs=2)) == {-1: 1, -2: 2, -3: 3}
-    assert list(supervise(abs, [], jobs=2)) == []
-    assert dict(supervise(print, [""], jobs=1)) == {"": None}
-    with pytest.raises(InputError, match="jobs is 0"):
-        list(supervise(abs, [1], jobs=0))
-
-
-def test_a_process_that_hangs_is_ended_and_the_rest_goes_on():
-    begin = time.monotonic()
-    results = dict(supervise(time.sleep, [0.01, 1000, 0.02, 0.03], jobs=1, silence=1.0))
-    assert results[1000] == Failure("hung", "gave nothing for 1 s") and time.monotonic() - begin < 30
-    assert [results[k] for k in (0.01, 0.02, 0.03)] == [None] * 3
-
-
-def test_a_process_that_dies_is_replaced():
-    results = dict(supervise(signal.raise_signal, [signal.SIGKILL, 0, signal.SIGSEGV], jobs=2))
-    assert results.keys() == {signal.SIGKILL, 0, signal.SIGSEGV}
-    assert results[signal.SIGKILL] == Failure("crashed", "crashes the decoder (its process was ended by SIGKILL)")
-    assert "SIGSEGV" in results[signal.SIGSEGV].reason
-    assert dict(supervise(os._exit, [3], jobs=1))[3].reason.endswith("(its process ended with code 3)")
-    assert dict(supervise(ctypes.string_at, [0], jobs=1))[0].kind == "crashed"
-
-
-def test_a_process_gets_so_much_memory_and_no_more():
-    results = dict(supervise(bytearray, [1 << 20, 1 << 30], jobs=1, memory=1 << 28))
-    assert results[1 << 30].reason == "needs more than 0.2 GiB of memory" and len(results[1 << 20]) == 1 << 20
-
-
-def test_no_process_outlives_a_supervisor_that_stops_early():
-    results = supervise(time.sleep, [0, 100, 100], jobs=3)
-    next(results)
-    results.close()
-    assert multiprocessing.active_children() == []
-
-
-def test_no_process_outlives_a_supervisor_that_is_killed(tmp_path):
-    """It would go on writing into what the next run believes to be its own."""
-    note = tmp_path / "pid"
-    task = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid()) + '.'); time.sleep(1000)"
-    code = f"from dataset_loader.processes import supervise; list(supervise(exec, [{task!r}], jobs=1))"
-    supervisor = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        while not (note.exists() and note.read_text().endswith(".")):
-            assert supervisor.poll() is None
-            time.sleep(0.02)
-    finally:
-        supervisor.kill()
-        supervisor.wait()
-    pid, end = int(note.read_text()[:-1]), time.monotonic() + 10
-    while is_running(pid):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def test_ctrl_c_while_processes_start_is_for_one_to_report():
-    """It goes to the whole group, also to the process that imports what the others are forked with."""
-    code = "import time; from dataset_loader.processes import forking_context; forking_context(); print(flush=True)\n"
-    code += "try: time.sleep(60)\nexcept KeyboardInterrupt: print('stopped')"
-    # Python leaves SIGINT ignored where the parent ignores it, as a shell's background jobs do.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
-    try:
-        process.stdout.readline()
-        time.sleep(0.2)  # until it imports
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.communicate(timeout=60) == ("stopped\n", "")
-    finally:
-        process.kill()
-        process.wait()
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 # ---- What is measured
@@ -329,46 +241,32 @@ def test_a_decoder_that_stops_is_listed_and_tried_again_later(folder, undisturbe
     assert out.read_bytes() == undisturbed
 
 
-def kill_at_random_moments(folder, out, undisturbed, kills, seed):
-    """Kill runs until so many were caught in the middle, at most three in a row; then one runs to its end."""
-    generator = random.Random(seed)
+def kill(folder, out, undisturbed, kills, seed):
     journal = out.with_name(f".{out.name}.journal")
-    run = partial(validate, folder, out=out, rules=ANY, jobs=2)
-    caught, resumed = 0, 0
-    for attempt in range(10 * kills):
-        if attempt % 3 == 0:
-            out.unlink(missing_ok=True)
-        process = forking_context().Process(target=run)
-        process.start()
-        while process.is_alive() and not journal.exists():  # importing is not what is to be disturbed
-            time.sleep(0.005)
-        if attempt % 3 < 2:  # processes start meanwhile: wait for a result
-            before = journal.stat().st_size if journal.exists() else 0
-            while process.is_alive() and journal.exists() and journal.stat().st_size <= before:
-                time.sleep(0.005)
-        time.sleep(generator.uniform(0, 0.4))
-        alive = process.is_alive()
-        process.kill()
-        process.join()
-        caught += alive
-        resumed += alive and journal.exists() and journal.stat().st_size > 0
-        if attempt % 3 == 2 or caught == kills:
-            validate(folder, out=out, rules=ANY, jobs=2)
-            assert out.read_bytes() == undisturbed
-            assert sorted(path.name for path in out.parent.iterdir()) == [out.name]
-        if caught == kills:
-            assert resumed
-            return
-    pytest.fail(f"only {caught} runs were caught in the middle")
+
+    def begun():
+        return journal.exists() and journal.stat().st_size > 0
+
+    def run_to_the_end():
+        validate(folder, out=out, rules=ANY, jobs=2)
+        assert out.read_bytes() == undisturbed
+        assert [path.name for path in out.parent.iterdir()] == [out.name]
+        out.unlink()
+
+    code = (
+        "from pathlib import Path\nfrom dataset_loader.preparing.validate import Rules, validate\n"
+        f"validate({str(folder)!r}, out={str(out)!r}, rules={ANY!r}, jobs=2)"
+    )
+    kill_at_random_moments(code, kills, seed, begun=begun, run_to_the_end=run_to_the_end)
 
 
-def test_killed_three_times(folder, undisturbed, tmp_path):
-    kill_at_random_moments(folder, tmp_path / "m.csv", undisturbed, 3, seed=0)
+def test_killed_twice(folder, undisturbed, tmp_path):
+    kill(folder, tmp_path / "m.csv", undisturbed, 2, seed=0)
 
 
 @pytest.mark.slow
 def test_killed_thirty_times(folder, undisturbed, tmp_path):
-    kill_at_random_moments(folder, tmp_path / "m.csv", undisturbed, 30, seed=1)
+    kill(folder, tmp_path / "m.csv", undisturbed, 30, seed=1)
 
 
 def test_a_journal_that_was_torn(folder, undisturbed, tmp_path, capsys):
@@ -529,102 +427,6 @@ def test_sixty_mutations(tmp_path, pictures):
 @pytest.mark.slow
 def test_thousand_mutations(tmp_path, pictures):
     print(sorted(check_mutated(tmp_path, pictures, 1000, seed=1).items()))
-
-
-# ---- Training and test
-
-
-def rows_of(names, **values):
-    return [Row(name, bytes=9, hash=f"{k:032x}", status="ok", seconds=10.0, **values) for k, name in enumerate(names)]
-
-
-def test_split_is_stable_by_the_id_of_the_video():
-    names = [f"class {k % 7}/id-{k:04}_{k % 50:06}_{k % 50 + 10:06}.mp4" for k in range(2000)]
-    rows = split(rows_of(names))
-    sides = {row.path: row.split for row in rows}
-    assert set(sides.values()) == {"train", "test"} and 150 < list(sides.values()).count("test") < 250
-    assert all(sides[row.path] == row.split for row in split(rows_of(names[::3])))
-    moved = [Row("elsewhere/" + Path(r.path).stem + ".mkv", hash=r.hash, status="ok", split="x") for r in rows]
-    assert [row.split for row in split(moved)] == [row.split for row in rows]
-    held = [r.path for r in split(rows_of(names), 0.3) if r.split == "test"]
-    assert {name for name, side in sides.items() if side == "test"} < set(held)
-
-
-def test_cuts_of_one_video_stay_together():
-    assert video_id("a/b_c_000010_000020.mp4") == video_id("z/b_c_000030_000040.webm") == "b_c"
-    assert video_id("droid_001.mp4") == "droid_001" and video_id("x/_000010_000020.mp4") == "_000010_000020"
-    names = [f"id{k}_{cut:06}_{cut + 10:06}.mp4" for k in range(200) for cut in (0, 10, 20)]
-    sides: dict[str, set[str]] = {}
-    for row in split(rows_of(names), 0.5):
-        sides.setdefault(video_id(row.path), set()).add(row.split)
-    assert all(len(side) == 1 for side in sides.values()) and {"train"} in sides.values() and {"test"} in sides.values()
-
-
-def test_what_is_not_ok_is_on_no_side():
-    rows = [
-        replace(row, status="short" if k % 2 else "ok") for k, row in enumerate(rows_of(f"{k}.mp4" for k in "abcdef"))
-    ]
-    assert [row.split != "" for row in split(rows)] == [True, False] * 3
-
-
-def test_overlap_is_refused():
-    names = [f"{k}.mp4" for k in range(40)]
-    sides = {row.path: row.split for row in split(rows_of(names), 0.3)}
-    held = next(n for n in names if sides[n] == "test")
-    used = next(n for n in names if sides[n] == "train")
-    same = [replace(row, hash="f" * 32) if row.path in (held, used) else row for row in rows_of(names)]
-    with pytest.raises(InputError, match="same content"):
-        split(same, 0.3)
-    left = {row.path: row.split for row in split(same, 0.3, leave_out_duplicates=True)}
-    assert {left[held], left[used]} in ({"", "train"}, {"", "test"})
-    assert all(left[n] == sides[n] for n in names if n not in (held, used))
-    assert [[row.path for row in group] for group in duplicates(same)] == [sorted([held, used])]
-    with pytest.raises(InputError, match="same id"):
-        check_no_overlap(rows_of(["a_000000_000010.mp4"]), [Row("x/a_000010_000020.mp4", hash="e")])
-    check_no_overlap(rows_of(["a.mp4"]), [Row("b.mp4", hash="e")])
-
-
-def test_two_folders_become_two_sides(tmp_path, capsys, monkeypatch):
-    for name, ids in {"train": ("a", "b"), "test": ("c",)}.items():
-        for k in ids:
-            (tmp_path / name).mkdir(exist_ok=True)
-            (tmp_path / name / f"{k}.mp4").write_text(k)
-        rows = [Row(f"{k}.mp4", bytes=1, hash=k * 32, status="ok") for k in ids]
-        write_manifest(default_path(tmp_path / name), rows)
-    monkeypatch.chdir(tmp_path)
-    split_data("train", test="test", lists="lists")
-    assert [row.split for row in read_manifest(tmp_path / "train.manifest.csv")] == ["train", "train"]
-    assert [row.split for row in read_manifest(tmp_path / "test.manifest.csv")] == ["test"]
-    assert (tmp_path / "lists" / "test.txt").read_text() == "../test/c.mp4\n"
-    monkeypatch.chdir("lists")
-    for where in ("train.txt", tmp_path / "lists" / "train.txt"):  # the lines are relative to the list
-        found = open_source(where)
-        assert [os.path.realpath(name) for name in found.names] == [
-            str(tmp_path / "train" / k) for k in ("a.mp4", "b.mp4")
-        ]
-    check_disjoint("train.txt", "test.txt")
-    (tmp_path / "lists" / "both.txt").write_text("../train/b.mp4\r\n\n../test/c.mp4")
-    with pytest.raises(InputError, match=r"b\.mp4 are one file"):
-        check_disjoint("train.txt", "both.txt")
-    (tmp_path / "lists" / "gone.txt").write_text("../train/a.mp4\nno such.mp4\n")
-    with pytest.raises(InputError, match=r"no such\.mp4 does not exist"):
-        open_source("gone.txt")
-    monkeypatch.chdir(tmp_path)
-    write_manifest(tmp_path / "m.csv", read_manifest(tmp_path / "train.manifest.csv"))
-    with pytest.raises(InputError, match="no list can be written"):
-        split_data("m.csv", lists="other")
-    assert "train: 2 videos" in capsys.readouterr().out
-    inner = tmp_path / "train" / "inner"
-    inner.mkdir()
-    (inner / "d.mp4").touch()
-    write_manifest(default_path(inner), [Row("d.mp4", hash="d", status="ok")])
-    with pytest.raises(InputError, match="lies in"):
-        split_data(tmp_path / "train", test=inner)
-    write_manifest(default_path(tmp_path / "test"), [Row("x.mp4", bytes=1, hash="a" * 32, status="ok")])
-    before = (tmp_path / "train.manifest.csv").read_bytes()
-    with pytest.raises(InputError, match="same content"):
-        split_data(tmp_path / "train", test=tmp_path / "test")
-    assert (tmp_path / "train.manifest.csv").read_bytes() == before
 
 
 def test_a_later_validate_keeps_the_sides(folder, tmp_path):
