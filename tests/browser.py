@@ -86,15 +86,16 @@ class Browser:
             "const e = document.querySelector(arguments[0]); e.scrollIntoView({block: 'center', inline: 'center'});"
             "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]", selector,
         )  # fmt: skip
-        if self._touch:
-            time.sleep(0.5)  # Chromium takes a touch that follows another at once for a part of it, and not for a tap
         places = [(round(box[0] + x * box[2]), round(box[1] + y * box[3])) for x, y in points]
 
         def move(place: tuple[int, int], duration: int) -> dict[str, Any]:
             return {"type": "pointerMove", "duration": duration, "x": place[0], "y": place[1], "origin": "viewport"}
 
         steps: list[dict[str, Any]] = [move(places[0], 0), {"type": "pointerDown", "button": 0}]
-        steps += [move(place, 30) for place in places[1:]] + [{"type": "pointerUp", "button": 0}]
+        steps += [move(place, 30) for place in places[1:]]
+        if len(places) > 1:
+            steps.append({"type": "pause", "duration": 300})  # else a touch is a fling, and the next one only stops that
+        steps.append({"type": "pointerUp", "button": 0})
         kind = "touch" if self._touch else "mouse"
         pointer = {"type": "pointer", "id": kind, "parameters": {"pointerType": kind}, "actions": steps}
         self._call("POST", "/actions", {"actions": [pointer]})
