@@ -68,7 +68,7 @@ def main(
         if count < 2:
             raise InputError(f"{video} has {count} frame; following needs at least 2")
         frame, _ = next(iter(clip.each_frame()))
-        aspect = clip.pixel_aspect(frame)
+        aspect = clip.pixel_aspect()
         first = read_mask(mask, threshold) if mask else points_to_mask(points, (frame.shape[0], frame.shape[1]))
         features = open_source(source, root, str(best_device(device)), half)
         if not isinstance(features, Source):

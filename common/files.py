@@ -73,14 +73,15 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in whatever encoding it was saved: UTF-8, with or without a mark, UTF-16, or else Latin-1.
-
-    Line ends become \\n. Raises InputError for a file that cannot be read.
-    """
+    """The text of a file, see `decode_text`. Raises InputError for a file that cannot be read."""
     try:
-        data = Path(path).read_bytes()
+        return decode_text(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def decode_text(data: bytes) -> str:
+    """Text in whatever encoding it was saved: UTF-8, with or without a mark, UTF-16, or else Latin-1."""
     zeros = data[:200][0::2].count(0), data[:200][1::2].count(0)  # in UTF-16 every other byte of plain letters
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         text = data.decode("utf-32", "replace")

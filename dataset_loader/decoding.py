@@ -13,7 +13,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from fractions import Fraction
 from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Any, cast
@@ -79,12 +78,6 @@ class Video:
     def close(self) -> None:
         self._container.close()
 
-    def pixel_aspect(self, image: np.ndarray) -> float:
-        """The width of a pixel over its height in a decoded image [H, W, 3], which may have been turned; 1: square."""
-        aspect = float(self._stream.sample_aspect_ratio or 1)
-        stored = self._stream.height, self._stream.width
-        return 1 / aspect if image.shape[:2] == stored[::-1] != stored else aspect
-
     def frames(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode the frames with these numbers (into `index.times`; any order, repetitions allowed).
 
@@ -135,9 +128,9 @@ class Video:
         except (av.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, f"has pixels that cannot be turned into RGB ({_sentence(error)})") from error
 
-    def pixel_aspect(self) -> Fraction:
-        """Width of a pixel by its height, as shown; 1 if the file does not say."""
-        aspect = self._stream.sample_aspect_ratio or Fraction(1)
+    def pixel_aspect(self) -> float:
+        """The width of a pixel over its height, as shown, upright; 1 if the file does not say."""
+        aspect = float(self._stream.sample_aspect_ratio or 1)
         frame = next(self._decode_sequentially(), None)
         return 1 / aspect if frame is not None and _orientation(frame)[0] else aspect
 

@@ -2,20 +2,34 @@
 
 The times of the frames come from `times.txt` in the folder, one time in seconds a line for each picture in their
 order; without it the pictures are taken to be 1/fps apart by their numbers, so that a missing one leaves its gap.
+Numbers that are clock readings are told by their size and their distances: nanoseconds to seconds since 1970 (EuRoC),
+seconds with a fraction (TUM). Those that make no sensible rate count as the order alone, 1/fps apart, which is logged.
 """
 
+import logging
 import os
+import re
 import stat
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from common.files import decode_text
 from dataset_loader.decoding import DecodeError
 from dataset_loader.files import IMAGE_SUFFIXES, NUMBERED
 from dataset_loader.images import decode_numbered
+from dataset_loader.times import usual_spacing
 
 TIMES_FILE = "times.txt"
+DECIMAL = re.compile(r"(.*?)(\d+\.\d+)(\.[^.]+)", re.DOTALL)
+EPOCH = 10**9  # a number of so many digits is no frame's, but a time since 1970, in one of these units by its digits
+UNITS = {10: (1.0, "seconds"), 13: (1e-3, "milliseconds"), 16: (1e-6, "microseconds"), 19: (1e-9, "nanoseconds")}
+LONGEST = 1.0  # seconds from a picture to the next, usually: more makes no sensible rate
+
+log = logging.getLogger(__name__)
+_told: set[str] = set()
 
 
 class FrameClip:
@@ -29,13 +43,13 @@ class FrameClip:
         self, folder: str, fps: float, template: str | None = None, first: int | None = None, last: int | None = None
     ) -> None:
         self.path = folder
-        self.template, self.numbers = find_numbers(folder, template)
-        self.held = int(self.numbers[0]), int(self.numbers[-1])  # the first and the last number in the folder
+        self.template, self.numbers, names = find_numbers(folder, template)
+        self.held = self.numbers[0], self.numbers[-1]  # the first and the last number in the folder
         times = self._times(fps)
-        chosen = (self.numbers >= (self.numbers[0] if first is None else first)) & (
-            self.numbers <= (self.numbers[-1] if last is None else last)
-        )
-        self.numbers, self.times = self.numbers[chosen], times[chosen]
+        chosen = np.arange(len(names))
+        if first is not None and last is not None:
+            chosen = np.flatnonzero((self.numbers >= first) & (self.numbers <= last))
+        self.numbers, self.times, self._names = self.numbers[chosen], times[chosen], [names[k] for k in chosen]
         if len(self.numbers) == 0:
             raise DecodeError(folder, f"holds no picture numbered {first} to {last}")
 
@@ -47,30 +61,61 @@ class FrameClip:
 
     def frames(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode the pictures at these places in `times`: uint8 RGB [n, H, W, 3], and their times [n] in seconds."""
-        images = decode_numbered(self.path, numbers, lambda n: self._picture(int(self.numbers[n])))
+        images = decode_numbered(
+            self.path, numbers, lambda n: read_regular(os.path.join(self.path, self._names[n]), self.path)
+        )
         return images, self.times[numbers]
-
-    def _picture(self, number: int) -> bytes:
-        return read_regular(os.path.join(self.path, self.template.format(number)), self.path)
 
     def _times(self, fps: float) -> np.ndarray:
         """Of all pictures, float64 in seconds."""
         path = os.path.join(self.path, TIMES_FILE)
         if not os.path.exists(path):
-            return (self.numbers - self.numbers[0]) / fps
+            times, told = times_of(self.numbers, fps)
+            if told and told not in _told:
+                _told.add(told)
+                log.warning("%s: %s (said once)", self.path, told)
+            return times
         try:
-            times = np.array(read_regular(path, self.path).split(), dtype=np.float64)
+            times = np.array(decode_text(read_regular(path, self.path)).split(), dtype=np.float64)
         except ValueError as error:
             raise DecodeError(self.path, f"its {TIMES_FILE} is not a list of seconds ({error})") from error
         if len(times) != len(self.numbers):
             raise DecodeError(self.path, f"its {TIMES_FILE} has {len(times)} times for {len(self.numbers)} pictures")
-        if not (np.diff(times) > 0).all():
+        if not np.isfinite(times).all() or not np.diff(times).all():  # they may go back: a reset of the clock
             raise DecodeError(self.path, f"the times in its {TIMES_FILE} do not increase")
         return times
 
 
-def find_numbers(folder: str, template: str | None = None) -> tuple[str, np.ndarray]:
-    """The template of a folder's pictures, as "img_{:05d}.jpg", and the numbers that are there, ascending."""
+def times_of(numbers: np.ndarray, fps: float) -> tuple[np.ndarray, str]:
+    """Times in seconds of pictures with these ascending numbers, and what is to be said of how they were found.
+
+    Empty if the numbers are those of frames at `fps`.
+    """
+    since = np.array([float(number - numbers[0]) for number in numbers])
+    usual = usual_spacing(since)
+    if numbers.dtype == np.float64:
+        return since, f"its pictures are named by seconds, {1 / usual:.3g} a second"
+    if usual <= 1 or (numbers[0] < EPOCH and usual <= LONGEST * fps):
+        return since / fps, ""
+    unit, name = UNITS.get(len(str(numbers[0])), (0.0, ""))
+    if numbers[0] >= EPOCH and 1e-3 <= usual * unit <= LONGEST:
+        return since * unit, f"its pictures are named by {name}, {1 / (usual * unit):.3g} a second"
+    return np.arange(len(numbers)) / fps, (
+        f"the numbers of its pictures ({numbers[0]}, {numbers[1]} …) make no sensible rate; they are taken as the "
+        f"order alone, at fps={fps:g}; write {TIMES_FILE} beside them if that is wrong"
+    )
+
+
+class Numbered(NamedTuple):
+    """The pictures of a folder: a template, and by ascending number int64 (or of more digits: objects) their names."""
+
+    template: str
+    numbers: np.ndarray
+    names: list[str]
+
+
+def find_numbers(folder: str, template: str | None = None) -> Numbered:
+    """The pictures of a folder whose names differ by a number alone. Raises DecodeError."""
     kinds = defaultdict(list)
     try:
         names = os.listdir(folder)
@@ -78,20 +123,42 @@ def find_numbers(folder: str, template: str | None = None) -> tuple[str, np.ndar
         raise DecodeError(folder, f"cannot be listed ({error.strerror})") from error
     for name in names:
         parts = NUMBERED.fullmatch(name)
-        if parts and parts[3].lower() in IMAGE_SUFFIXES and name[0] != ".":
-            kinds[parts[1], parts[3]].append(parts[2])
-    if template is not None:
-        kinds = {kind: kept for kind, digits in kinds.items() if (kept := _fitting(template, *kind, digits))}  # type: ignore[assignment]
+        if not parts or parts[3].lower() not in IMAGE_SUFFIXES or name[0] == ".":
+            continue
+        if template is None or template.format(int(parts[2])) == name:
+            kinds[parts[1], parts[3]].append((int(parts[2]), len(parts[2]), name))
     if not kinds:
         raise DecodeError(folder, f"holds no pictures {template or 'with numbered names, such as img_00001.jpg'}")
-    found = sorted(f"{_escaped(prefix)}{{:0{min(map(len, d))}d}}{_escaped(end)}" for (prefix, end), d in kinds.items())
+    found = sorted(
+        f"{_escaped(prefix)}{{:0{min(width for _, width, _ in kind)}d}}{_escaped(end)}"
+        for (prefix, end), kind in kinds.items()
+    )
     if len(found) > 1:
-        raise DecodeError(folder, f"holds pictures of several kinds: {', '.join(found)}; name one by its template")
-    ((_, digits),) = kinds.items()
-    numbers = np.unique(np.array(digits, dtype=np.int64))
-    if len(numbers) < len(digits):
+        if timed := _seconds([name for kind in kinds.values() for _, _, name in kind]):
+            return timed
+        raise DecodeError(
+            folder, f"holds pictures of several kinds: {', '.join(found[:4])}; name one by its template (--template)"
+        )
+    ordered = sorted(next(iter(kinds.values())))
+    numbers = np.array([number for number, _, _ in ordered], dtype=None if ordered[-1][0] < 2**63 else object)
+    if (numbers[1:] == numbers[:-1]).any():
         raise DecodeError(folder, f"two of its pictures have the same number, in {found[0]}")
-    return template or found[0], numbers
+    return Numbered(template or found[0], numbers, [name for _, _, name in ordered])
+
+
+def _seconds(names: list[str]) -> Numbered | None:
+    """Names that are seconds with a fraction, as 1305031102.175304.png, if these make a sensible rate."""
+    parts = [DECIMAL.fullmatch(name) for name in names]
+    kinds = {(part[1], part[3]) for part in parts if part}
+    if None in parts or len(kinds) > 1:
+        return None
+    ordered = sorted((float(part[2]), name) for part, name in zip(parts, names, strict=True) if part)
+    numbers = np.array([number for number, _ in ordered])
+    ((prefix, end),) = kinds
+    fits = 1e-3 <= usual_spacing(numbers) <= LONGEST and np.diff(numbers).all()
+    return (
+        Numbered(f"{_escaped(prefix)}{{:f}}{_escaped(end)}", numbers, [name for _, name in ordered]) if fits else None
+    )
 
 
 def read_regular(path: str, video: str) -> bytes:
@@ -104,10 +171,6 @@ def read_regular(path: str, video: str) -> bytes:
             return opened.read()
     except OSError as error:
         raise DecodeError(video, f"{os.path.basename(path)} cannot be read ({error.strerror})") from error
-
-
-def _fitting(template: str, prefix: str, suffix: str, digits: list[str]) -> list[str]:
-    return [number for number in digits if template.format(int(number)) == prefix + number + suffix]
 
 
 def _escaped(text: str) -> str:

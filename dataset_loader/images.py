@@ -28,7 +28,7 @@ def decode_image(data: bytes, place: Callable[[int, int], np.ndarray] | None = N
             if colours != "CMYK":
                 return simplejpeg.decode_jpeg(data, "RGB", buffer=place(height, width) if place else None)
         with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = np.asarray(eight_bit(image).convert("RGB"))
     except (
         OSError,
         SyntaxError,
@@ -40,6 +40,13 @@ def decode_image(data: bytes, place: Callable[[int, int], np.ndarray] | None = N
     placed = place(*pixels.shape[:2])
     placed[:] = pixels
     return placed
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bit in 8 bit, its brightest value 65535 as 255; any other as it is."""
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
+    return Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
 
 
 def decode_numbered(path: str, numbers: Sequence[int] | np.ndarray, read: Callable[[int], bytes]) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dataset_loader.decoding import DecodeError
+from dataset_loader.images import eight_bit
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 SHORT_SIDE = 512  # pictures are shrunk to this: more than any crop needs, and a hundred times quicker to cut than 24 MP
@@ -70,8 +71,7 @@ def find_pictures(folder: str | Path) -> list[str]:
 def _eight_bit(image: Image.Image) -> Image.Image:
     """RGB in 8 bit; of 16 bit the upper half, transparent parts on black. Keeps the EXIF."""
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
-        converted = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        converted = eight_bit(image).convert("RGB")
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         picture = image.convert("RGBA")
         converted = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), picture).convert("RGB")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from common.errors import InputError
-from dataset_loader import check_disjoint, get_kinetics_dataset, ledger, make_loader
+from dataset_loader import check_disjoint, frame_folders, get_kinetics_dataset, ledger, make_loader
 from dataset_loader.decoding import DecodeError
 from dataset_loader.files import Names
 from dataset_loader.frame_folders import FrameClip, find_numbers
@@ -50,7 +50,7 @@ def test_any_name_with_a_number(tmp_path, moving_frames, template, first, found)
     (folder / "cover.jpg").write_bytes(b"")
     (folder / "notes_1.txt").write_text("")
     (folder / f".{template.format(1)}").write_text("")
-    name, numbers = find_numbers(str(folder))
+    name, numbers, _ = find_numbers(str(folder))
     assert name == found
     np.testing.assert_array_equal(numbers, np.arange(first, first + 20))
     with FrameClip(str(folder), fps=25) as clip:
@@ -62,6 +62,44 @@ def test_any_name_with_a_number(tmp_path, moving_frames, template, first, found)
             np.testing.assert_array_equal(frame, moving_frames[number])
         else:
             np.testing.assert_array_equal(frame, decode_image(encode_jpeg(moving_frames[number], 100)))
+
+
+@pytest.mark.parametrize(
+    ("names", "times", "said"),
+    [
+        ([f"{1403636579763555584 + k * 50_000_000}.png" for k in range(6)], 0.05, "named by nanoseconds, 20 a second"),
+        ([f"{1403636579763555 + k * 33_333}.png" for k in range(6)], 0.033333, "named by microseconds, 30 a second"),
+        ([f"cam_{1403636579763 + k * 40}.jpg" for k in range(6)], 0.04, "named by milliseconds, 25 a second"),
+        ([f"{1305031102.175304 + k / 30:.6f}.png" for k in range(60)], 1 / 30, "named by seconds, 30 a second"),
+        ([f"{0.9 + k / 10:.1f}.png" for k in range(6)], 0.1, "named by seconds, 10 a second"),
+        ([f"{10**20 + k * 77_777_777}.png" for k in range(6)], 0.1, "order alone, at fps=10"),
+        ([f"{k * 33_333_333}.png" for k in range(6)], 0.1, "order alone, at fps=10"),
+        ([f"{2023110100001 + k}.png" for k in range(6)], 0.1, ""),  # a day and a counter
+        ([f"{5 * k:05d}.jpg" for k in range(6)], 0.5, ""),  # every fifth frame, as in YouTube-VOS
+    ],
+)
+def test_names_that_are_times(tmp_path, moving_frames, monkeypatch, caplog, names, times, said):
+    """Clock readings give times; numbers that make no sensible rate give the order; both are said."""
+    monkeypatch.setattr(frame_folders, "_told", set())
+    for k, name in enumerate(names):
+        Image.fromarray(moving_frames[k]).save(tmp_path / name)
+        (tmp_path / f"._{name}").write_bytes(b"of macOS")
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    clip = FrameClip(str(tmp_path), fps=10)
+    np.testing.assert_allclose(clip.times, times * np.arange(len(names)), atol=1e-5)
+    assert said in caplog.text if said else caplog.text == ""
+    frames, _ = clip.frames([3])
+    errors = [np.abs(frames[0].astype(int) - moving_frames[k]).mean() for k in range(6)]
+    assert np.argmin(errors) == 3
+
+
+def test_grey_pictures_of_16_bit(tmp_path):
+    """65535 is white: every value is divided by 257; 8 bit pictures stay as they are."""
+    grey = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    for number in (1, 2):
+        Image.fromarray(grey).save(tmp_path / f"{number}.png")
+    frames, _ = FrameClip(str(tmp_path), fps=30).frames([1])
+    assert (frames[0] == (grey / 257).round().astype(np.uint8)[:, :, None]).all() and frames.max() == 255
 
 
 def test_a_missing_picture_leaves_its_gap(tmp_path, moving_frames):
