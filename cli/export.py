@@ -1,46 +1,60 @@
-"""siammae export CHECKPOINT --out ENCODER.safetensors, or .pth for a dict that torch.load reads"""
+"""siammae export CHECKPOINT [--to timm|hf|public|onnx|jax] --out PLACE"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import torch
 import tyro
-from safetensors.torch import save
 
 from common.errors import InputError
-from common.files import write_atomically
-from mae.models_mae_st import SpatiotemporalMAE
-from ml.checkpoints import encoder_for_timm, find_checkpoint, load_model
 
 
-def main(checkpoint: Annotated[str, tyro.conf.Positional], out: Path, root: Path = Path()) -> None:
-    """Write the trained encoder under timm's names; its `VisionTransformer` gives the same features.
+def main(
+    checkpoint: Annotated[str, tyro.conf.Positional],
+    out: Path,
+    to: Literal["file", "timm", "hf", "public", "onnx", "jax"] = "file",
+    results: tuple[Path, ...] = (),
+    licence: str = "other",
+    root: Path = Path(),
+) -> None:
+    """Write a checkpoint's weights for other programs: a folder with a model card, or one file.
 
-    timm has no model of clips. A MAE-ST is written whole under the names of its public weights, q, k, v apart.
-    `--weights` here reads it in both formats. The public code reads a .pth, and normalises pixels as MAE-ST does, which
-    is wrong for a model that was inflated from an image MAE.
+    All but onnx are read back here, by `--source` and `--weights`, with the same weights to the bit.
 
     Args:
-        checkpoint: a run, <run>/<epoch>, or a file
-        out: the file to write: .safetensors, or .pth or .pt, where the weights lie under "model"
+        checkpoint: a run, <run>/<epoch>, or a file of weights, ours or another project's
+        out: a new folder; for file: a new .safetensors, .pth or .pt
+        to: timm: a folder that timm.create_model("local-dir:…") opens; hf: a folder of Transformers; public: model.pth
+            under the names of the public MAE or MAE-ST code, with the decoder; onnx: the encoder, for any batch and
+            size; jax: what ml.jax_encoder reads; file: the encoder under timm's names, or a MAE-ST under its public
+            names, as one file
+        results: for the model card: folders of siammae eval, whose numbers are quoted with their protocol
+        licence: for the model card and timm's configuration: one that the Hub knows, such as cc-by-nc-4.0
         root: folder that holds checkpoints/
     """
+    from ml.export import write_file, write_folder
+    from ml.foreign import open_export
+    from ml.model_card import read_scores
+
     suffix = out.suffix.lower()
-    if suffix not in (".safetensors", ".pth", ".pt"):
-        raise InputError(f"{out} ends in {suffix or 'nothing'}; weights are written as .safetensors, .pth or .pt")
+    if to == "file" and suffix not in (".safetensors", ".pth", ".pt"):
+        raise InputError(
+            f"{out} ends in {suffix or 'nothing'}; weights are written as .safetensors, .pth or .pt, or into a folder "
+            "with --to timm, hf, public, onnx or jax"
+        )
     if out.exists():
-        raise InputError(f"{out} exists already and is not overwritten; name another file or move it away")
-    model, _ = load_model(find_checkpoint(checkpoint, root))
-    if isinstance(model, SpatiotemporalMAE):
-        about = "MAE-ST, encoder and decoder, under its public names with q, k, v apart (timm has no model of clips)"
-        weights = {name: value.detach().cpu().contiguous() for name, value in model.public_state_dict().items()}
-        config = model.config
-    else:
-        about, weights = "the encoder, under timm's names", encoder_for_timm(model)
-        config = model.encoder.config
-    if suffix == ".safetensors":
-        data = save(weights, metadata={key: str(value) for key, value in config.items()})
-        write_atomically(out, lambda file: file.write(data))
-    else:
-        write_atomically(out, lambda file: torch.save({"model": weights, "config": config}, file))
-    print(f"{out}: {about}: {config}")
+        raise InputError(f"{out} exists already and is not overwritten; name another place or move it away")
+    scores = read_scores(results)
+    model, record = open_export(checkpoint, root)
+    if to == "file":
+        write_file(model, out)
+        print(f"{out}: {_about(model)}")
+        return
+    log = root / "losses" / f"{record.get('run')}.jsonl"
+    write_folder(model, out, to, record, scores=[*scores, *read_scores((), log)], licence=licence)
+    print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+def _about(model: object) -> str:
+    if hasattr(model, "encode_clip"):
+        return "MAE-ST, encoder and decoder, under its public names with q, k, v apart (timm has no model of clips)"
+    return "the encoder, under timm's names"

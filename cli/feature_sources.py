@@ -28,6 +28,7 @@ def _features(name: str, root: Path, **options: Any) -> "Source":
         "untrained": Kind("CHECKPOINT", partial(_untrained, root)),
         "mae_st": Kind("PATH", _mae_st),
         "one_tubelet": Kind("MAE-ST", partial(_one_tubelet, root)),
+        "jax": Kind("FILE", _jax),
         "settled": Kind("FILE[@SOURCE]", partial(_settled, root)),
     }
     if name.partition(":")[0] in {**SOURCES, **own}:
@@ -110,3 +111,15 @@ def _settled(root: Path, name: str, **options: Any) -> "Source":
         return settled
 
     return Source(f"settled:{file} (on {inner.name})", encode, inner.patch_size, file_digest(file), inner.model)
+
+
+def _jax(path: str, **options: Any) -> "Source":
+    """An encoder that `siammae export --to jax` wrote, computed by JAX."""
+    from evaluation.features import Source, file_digest
+
+    try:
+        from ml.jax_encoder import torch_encode
+    except ImportError as error:
+        raise InputError(f"jax:{path} needs JAX, which is not here ({error}): pip install 'siammae[jax]'") from error
+    encode, patch_size = torch_encode(path)
+    return Source(f"jax:{path}", encode, patch_size, file_digest(path))

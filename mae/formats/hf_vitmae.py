@@ -6,7 +6,7 @@ from typing import Any
 from mae.formats.family import Family, statistics
 from mae.formats.mae import DECODER, mae_decoder
 from mae.formats.opening import State, Weights
-from mae.models_mae_st import fuse_qkv
+from mae.models_mae_st import fuse_qkv, split_qkv
 
 _NAMES = (
     (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
@@ -28,6 +28,23 @@ _NAMES = (
     (r"\.mlp\.weights_in\.", ".mlp.fc1."),
     (r"\.mlp\.weights_out\.", ".mlp.fc2."),
 )
+_BACK = (
+    (r"^cls_token$", "embeddings.cls_token"),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^norm\.", "layernorm."),
+    (r"^decoder_blocks\.", "decoder.decoder_layers."),
+    (r"^(decoder_|mask_token)", r"decoder.\1"),
+    (r"^blocks\.", "encoder.layer."),
+    (r"\.attn\.q\.", ".attention.attention.query."),
+    (r"\.attn\.k\.", ".attention.attention.key."),
+    (r"\.attn\.v\.", ".attention.attention.value."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+)
 
 
 def to_mae(state: State) -> State:
@@ -38,6 +55,17 @@ def to_mae(state: State) -> State:
             name = re.sub(pattern, new, name)
         renamed[name] = value
     return fuse_qkv(renamed)
+
+
+def to_transformers(state: State, prefix: str) -> State:
+    """The inverse: Transformers' names for MAE's; prefix: "vit." of a model with a decoder."""
+    renamed = {}
+    for name, value in split_qkv(state).items():
+        part = "" if name.startswith(("decoder_", "mask_token")) else prefix
+        for pattern, new in _BACK:
+            name = re.sub(pattern, new, name)
+        renamed[part + name] = value
+    return renamed
 
 
 def _options(weights: Weights) -> dict[str, Any]:

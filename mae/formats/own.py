@@ -7,6 +7,7 @@ from torch import nn
 
 from mae.formats.family import Decoder, Family, load_into
 from mae.formats.opening import Weights
+from mae.formats.tobo import to_ours
 from mae.models_mae import MAEEncoder
 
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
@@ -27,6 +28,10 @@ def _fits(weights: Weights) -> bool:
 
 
 def _is_export(weights: Weights) -> bool:
+    """An encoder alone with our configuration beside it; of a folder of timm, one that says that it is ours."""
+    theirs = weights.settings.get("pretrained_cfg")
+    if isinstance(theirs, dict) and theirs.get("tag") != "siammae":
+        return False
     names = {name.split(".")[0] for name in weights.state}
     return names == {"cls_token", "pos_embed", "patch_embed", "blocks", "norm"} and "args" not in weights.settings
 
@@ -34,7 +39,7 @@ def _is_export(weights: Weights) -> bool:
 def _build(weights: Weights, num_heads: int | None) -> nn.Module:
     with torch.device("meta"):
         encoder = MAEEncoder(**(_config(weights) or {}))
-    state = {name: value for name, value in weights.state.items() if not name.startswith("decoder.")}
+    state = {name: value for name, value in weights.state.items() if not name.startswith(("decoder", "mask_token"))}
     load_into(encoder, state, weights, FAMILY.name)
     encoder.num_heads = encoder.encoder_config["num_heads"]
     return encoder.eval()
@@ -43,6 +48,8 @@ def _build(weights: Weights, num_heads: int | None) -> nn.Module:
 def _decoder(family: Family, weights: Weights) -> Decoder | None:
     """A checkpoint's own decoder; an exported encoder has none."""
     state = {n.removeprefix("decoder."): v for n, v in weights.state.items() if n.startswith("decoder.")}
+    if "decoder_embed_mae.weight" in weights.state:  # as exported under public names
+        state = to_ours({n: v for n, v in weights.state.items() if n.startswith(("decoder_", "mask_token"))})
     if not state:
         return None
     config = weights.settings

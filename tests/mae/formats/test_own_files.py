@@ -1,5 +1,7 @@
 """Checkpoints and exports of this workspace are one family among the others."""
 
+import json
+
 import torch
 from safetensors.torch import save_file
 
@@ -50,6 +52,17 @@ def test_an_exported_encoder(tmp_path):
     assert loaded.family.name == "SiamMAE of this workspace" and torch.equal(
         loaded.encoder.encode(images), own.encode(images)
     )
+
+
+def test_a_folder_of_timm_is_ours_only_if_it_says_so(tmp_path):
+    """Not because all our sizes are in it: its pixel statistics are its own."""
+    own, about = model(), dict(mean=[0.5] * 3, std=[0.5] * 3, tag="augreg")
+    save_file({k: v for k, v in own.encoder.state_dict().items()}, tmp_path / "model.safetensors")
+    for tag, mean in (("augreg", (0.5, 0.5, 0.5)), ("siammae", None)):
+        config = dict(architecture="vit_base", model_args=dict(SIZES), pretrained_cfg={**about, "tag": tag})
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        loaded = load(tmp_path)
+        assert getattr(loaded.encoder, "mean", None) == mean and loaded.encoder.num_heads == 4
 
 
 def test_which_names_are_of_others(tmp_path, golden):
