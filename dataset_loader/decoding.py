@@ -96,15 +96,15 @@ class Video:
                 decoded = self._decode_in_runs(chosen)
             except _Lost:
                 decoded, times = self._decode_nearest(times)
-        return self._stack([self._to_rgb(frame) for frame in decoded])[inverse], times[inverse]
+        return self._stack([self.to_rgb(frame) for frame in decoded])[inverse], times[inverse]
 
     def each_frame(self) -> Iterator[tuple[np.ndarray, float]]:
         """Decode the file from its start to its end, one frame (uint8 RGB [H, W, 3], time in seconds) at a time."""
         for number, frame in enumerate(self._decode_sequentially()):
             if self.index.sequential:
-                yield self._to_rgb(frame), float(self.index.times[number])
+                yield self.to_rgb(frame), float(self.index.times[number])
             elif frame.pts is not None:
-                yield self._to_rgb(frame), frame.pts * _tick(self._stream)
+                yield self.to_rgb(frame), frame.pts * _tick(self._stream)
 
     def packets_from(self, keyframe: int) -> Iterator[tuple[int, av.Packet]]:
         """Numbered packets from a keyframe on: by a seek if that lands at or before it, else from the file's start."""
@@ -118,7 +118,7 @@ class Video:
         self._reopen()
         return self._land(keyframe)
 
-    def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+    def to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], turned and mirrored as the frame's display matrix says."""
         try:
             # Threads would cost ten times what they save here.

@@ -5,6 +5,7 @@ A file appears under its name when it is complete. The same input gives the same
 
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from itertools import tee
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -16,6 +17,7 @@ from common.errors import InputError
 from common.files import write_atomically
 from dataset_loader.decoding import DecodeError, Video
 from dataset_loader.processes import alive
+from dataset_loader.times import ascending
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi", ".ts": "mpegts"}
 # Times are written in this unit: a whole number of it lies between frames at 24, 25, 29.97, 30, 50 and 60 fps, and
@@ -23,6 +25,7 @@ FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".
 TICK = Fraction(1, 60000)
 # Without CABAC and the deblocking filter H.264 decodes 1.6 times as fast, for 8 % more bytes (measured at GOP 4).
 FAST_TO_DECODE = {"tune": "fastdecode"}
+RESET = 10.0  # seconds that are put in the place of a reset of the clock
 NOMINAL_RATE = Fraction(30)  # what an encoder of explicit times bases its decisions on; the times are what counts
 # How the codecs are told a quality, and not to add keyframes of their own.
 OPTIONS = {
@@ -86,11 +89,14 @@ def frames_of(
 ) -> Iterator[tuple[np.ndarray, float]]:
     """The frames of a video, uint8 RGB [H, W, 3], upright, each with its time in seconds from the first one on.
 
-    short_side: scale to it, in pixels, where the video is larger; sides become even. fps: see `at_rate`.
+    short_side: scale to it, in pixels, where the video is larger; sides become even. fps: see `at_rate`. Where the clock
+    starts anew, the times go on after a pause that no pair is drawn across.
     """
     with Video(source) as video:
         start = float(video.index.times[0])
-        for image, at in at_rate(video.each_frame(), fps):
+        frames, again = tee(video.each_frame())  # in step, so that one frame at a time is held
+        times = ascending((at for _, at in again), RESET)
+        for image, at in at_rate(zip((image for image, _ in frames), times, strict=True), fps):
             alive()
             side = None if short_side is None else min(short_side, *image.shape[:2])
             yield scaled(image, side), at - start

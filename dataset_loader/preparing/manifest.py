@@ -6,6 +6,7 @@ A manifest is a CSV file in UTF-8, one `Row` a file, sorted by path. It lies bes
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -22,12 +23,14 @@ class Row:
     """One file. What could not be found out is 0 or empty; numbers are rounded so that every machine writes the same.
 
     path: relative to the folder, with `/`. modified: ns, for telling whether the file is still the one that was read.
-    hash: BLAKE2b of the content, 128 bits (`b2sum -l 128`). seconds: from the first frame to the end of the last.
-    frames: those that come out of a decoder. damaged: packets it refuses, frames it had to patch up, and what the file
-    announces but lacks. fps: frames by seconds. variable: whether the distances in time differ by more than a fifth.
-    width, height: pixels, as shown. keyframe_spacing: the most frames from one keyframe to the next. status: "ok",
-    "unreadable", "hung" or "crashed" (its decoder), or the first rule that it breaks. reason: all that is wrong.
-    split: "train", "test" or empty.
+    hash: BLAKE2b of the content, 128 bits (`b2sum -l 128`). seconds: from the first frame to the end of the last,
+    without pauses. frames: those that come out of a decoder. damaged: packets it refuses, frames it had to patch up,
+    and what the file announces but lacks. differing: of two frames, how many are others when they are decoded by random
+    access. fps: frames by seconds. variable: whether the distances in time differ by more than a fifth. pauses,
+    longest_pause: of the clock, much longer than its usual step; in seconds. resets: how often it goes back. width,
+    height: pixels, as shown. keyframe_spacing: the most frames from one keyframe to the next. status: "ok",
+    "unreadable", "hung" or "crashed" (its decoder), or the first rule that it breaks. reason: all that is wrong. split:
+    "train", "test" or empty.
     """
 
     path: str
@@ -37,8 +40,12 @@ class Row:
     seconds: float = 0.0
     frames: int = 0
     damaged: int = 0
+    differing: int = 0
     fps: float = 0.0
     variable: bool = False
+    pauses: int = 0
+    longest_pause: float = 0.0
+    resets: int = 0
     width: int = 0
     height: int = 0
     codec: str = ""
@@ -66,6 +73,8 @@ class Rules:
     """shorter side in pixels; 16 is one patch"""
     max_damaged: int | None = 0
     """damaged or missing frames that are put up with"""
+    max_breaks: int | None = 0
+    """pauses and resets of the clock that are put up with; no pair is drawn across one"""
 
     def judge(self, row: Row) -> Row:
         """The row with its status and reason. A row that could not be measured keeps those it has.
@@ -82,6 +91,13 @@ class Rules:
         seconds, fps = round(row.seconds, 2), round(row.fps, 1)
         if self.max_damaged is not None and row.damaged > self.max_damaged:
             yield "damaged", f"{row.damaged} of its frames are damaged or missing"
+        if row.differing:
+            yield "damaged", "shows other pictures when it is read from its middle than when it is read in order"
+        if self.max_breaks is not None and row.pauses + row.resets > self.max_breaks:
+            if row.pauses:
+                yield "clock", f"its clock pauses ({row.pauses} times, at most {row.longest_pause:g} s)"
+            if row.resets:
+                yield "clock", f"its clock starts anew ({row.resets} times), as where recordings were joined"
         if row.frames == 1:
             yield "short", "has only one frame; a pair needs two"
         if self.min_seconds is not None and seconds < self.min_seconds:
@@ -95,7 +111,7 @@ class Rules:
 
 
 # What a rule says of a file, unlike what was found when it was decoded.
-JUDGED = (OK, "damaged", "short", "rate", "small")
+JUDGED = (OK, "damaged", "clock", "short", "rate", "small")
 
 
 def default_path(folder: str | Path) -> Path:
@@ -143,4 +159,5 @@ def _row(cells: Sequence[str]) -> Row:
     for name, default in asdict(Row("")).items():
         if not isinstance(default, str):
             values[name] = type(default)(float(values[name]) if isinstance(default, float) else int(values[name]))
+    values["path"] = os.fsdecode(values["path"].encode("utf-8", "surrogateescape"))  # as an ASCII locale has it
     return Row(**values)

@@ -161,7 +161,7 @@ def _claim(folder: Path, out: Path, recipe: Recipe, names: Sequence[str], split:
     record: dict[str, Any] = {"form": recipe.form} | {
         key: value for key, value in asdict(recipe).items() if key in USED[recipe.form]
     }
-    record |= {"source": str(outer), "split": split}
+    record |= {"source": os.fsencode(outer).decode("utf-8", "replace"), "split": split}
     if recipe.form == "packed":  # which videos a shard holds depends on all of them
         text = "\0".join(f"{name}\0{_size(folder / name)}" for name in names)
         record["videos"] = hashlib.blake2b(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -337,7 +337,7 @@ def _failed(out: Path, tasks: Sequence[Task], found: Journal) -> dict[str, str]:
     """{source: reason} of what this run and, of shards that are there already, earlier ones could not prepare."""
     earlier: dict[str, str] = {}
     for listing in sorted(out.glob(f"*{FAILED}")):
-        text = listing.read_bytes().decode("utf-8", "surrogateescape")
+        text = os.fsdecode(listing.read_bytes())
         earlier |= dict(list(csv.reader(io.StringIO(text, newline="")))[1:])
     failed: dict[str, str] = {}
     for task in tasks:

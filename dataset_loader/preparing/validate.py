@@ -23,6 +23,7 @@ from dataset_loader.decoding import OPEN, DecodeError, Video
 from dataset_loader.preparing.jobs import journal, names_below, printable, processes, run, shard_name, take_shard
 from dataset_loader.preparing.manifest import OK, Row, Rules, default_path, read_manifest, write_manifest
 from dataset_loader.processes import MEMORY, SILENCE, Failure, alive
+from dataset_loader.times import holes, resets, runs
 
 UNEVEN = 0.2  # share by which distances in time differ in a video of variable rate; rounding to milliseconds is less
 UNCERTAIN = ("hung", "crashed")  # may be the machine's fault: a later run tries these again
@@ -127,17 +128,28 @@ def _probe(path: str) -> dict:
 
 
 def _timing(times: np.ndarray) -> dict:
-    if len(times) < 2:
+    """What the times tell, pauses and resets of the clock apart: these are listed by themselves."""
+    stretches = [times[first:last] for first, last in runs(times)]
+    gaps = np.concatenate([np.diff(stretch) for stretch in stretches])
+    if len(gaps) == 0:
         return {}
-    gaps = np.diff(times)
-    usual = float(np.median(gaps))
-    span = float(times[-1] - times[0])
-    variable = bool((np.abs(gaps - usual) > UNEVEN * usual).any())
-    return {"seconds": round(span + usual, 3), "fps": round(len(gaps) / span, 3), "variable": variable}
+    usual, span = float(np.median(gaps)), float(gaps.sum())
+    paused = holes(times)
+    return {
+        "seconds": round(span + usual * len(stretches), 3),
+        "fps": round(len(gaps) / span, 3),
+        "variable": bool((np.abs(gaps - usual) > UNEVEN * usual).any()),
+        "pauses": len(paused),
+        "longest_pause": round(float((times[paused] - times[paused - 1]).max(initial=0.0)), 3),
+        "resets": len(resets(times)),
+    }
 
 
 def _decode(video: Video, announced: int) -> dict:
-    """Decode all frames, without turning them into RGB where that can be avoided; count them and what is damaged."""
+    """Decode all frames, without turning them into RGB where that can be avoided; count them and what is damaged.
+
+    Two of them are decoded by random access as well, as the loader does: they must be the same.
+    """
     index = video.index
     if index.sequential:
         frames = 0
@@ -145,30 +157,38 @@ def _decode(video: Video, announced: int) -> dict:
             alive()
             frames += 1
         return {"frames": frames, "damaged": len(index.times) - frames}
-    missing = set(index.packets[index.positions].tolist())
+    stamps = index.packets[index.positions].tolist()
+    missing = set(stamps)
+    compared = {stamps[number]: number for number in (len(stamps) // 2, 0)}
+    in_order: dict[int, av.VideoFrame] = {}
     sizes: set[tuple[int, int]] = set()
-    packets = refused = patched = 0
+    refused = patched = 0
     for _, packet in chain(video.packets_from(int(index.keyframes[0])), [(0, None)]):
         alive()
         if packet is not None:
             decoder = packet.stream.codec_context
-            packets += 1
         try:
             for frame in decoder.decode(packet):
                 if frame.pts in missing:
                     missing.remove(frame.pts)
                     patched += frame.is_corrupt
                     sizes.add((frame.width, frame.height))
+                    if frame.pts in compared:
+                        in_order[compared[frame.pts]] = frame
         except av.FFmpegError:
             refused += 1
     if len(sizes) > 1:
         raise DecodeError(video.path, f"its frames change size, from {min(sizes)} to {max(sizes)} pixels")
-    lacking = max(0, announced - len(index.packets))
-    spacing = int(np.diff([*index.keyframes, len(index.packets)]).max())
+    damaged = patched + max(refused, len(missing)) + max(0, announced - len(index.packets))
+    differing = 0
+    for number, frame in in_order.items() if damaged == 0 else ():
+        alive()
+        differing += not np.array_equal(video.frames([number])[0][0], video.to_rgb(frame))
     return {
-        "frames": len(index.times) - len(missing),
-        "damaged": patched + max(refused, len(missing)) + lacking,
-        "keyframe_spacing": spacing,
+        "frames": len(stamps) - len(missing),
+        "damaged": damaged,
+        "differing": differing,
+        "keyframe_spacing": int(np.diff([*index.keyframes, len(index.packets)]).max()),
     }
 
 

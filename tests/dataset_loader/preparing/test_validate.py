@@ -17,12 +17,13 @@ import pytest
 
 from cli.main import main
 from common.errors import InputError
-from dataset_loader import decode_all
+from dataset_loader import Video, decode_all
 from dataset_loader.preparing.encoding import write_video
 from dataset_loader.preparing.manifest import COLUMNS, Row, Rules, default_path, read_manifest, write_manifest
 from dataset_loader.preparing.splitting import split_data
 from dataset_loader.preparing.validate import content_hash, measure, validate
 from tests.dataset_loader.cutting import copy_cut
+from tests.dataset_loader.odd_videos import ODD
 from tests.dataset_loader.preparing.kills import kill_at_random_moments
 
 ANY = Rules(min_seconds=0.5, min_fps=None, max_fps=None)
@@ -105,6 +106,26 @@ def test_a_file_that_breaks_off_is_damaged(tmp_path, pictures):
     assert ANY.judge(broken).status == "damaged"
 
 
+def test_pauses_and_resets_are_listed_by_themselves(tmp_path, pictures):
+    """The rate, the length and whether it varies are those of the rest."""
+    for name, pauses, longest, resets in [("pause.mkv", 1, 3600 + 1 / 30, 0), ("joined.ts", 0, 0, 1)]:
+        ODD[name](tmp_path / name, pictures)
+        row = measure((str(tmp_path), name))
+        assert (row.pauses, row.resets, row.variable) == (pauses, resets, False), row
+        assert row.longest_pause == pytest.approx(longest, abs=2e-3)
+        assert row.fps == pytest.approx(30, abs=0.1) and row.seconds == pytest.approx(1, abs=0.01)
+
+
+def test_random_access_is_compared_with_a_sequential_decode(tmp_path, pictures, monkeypatch):
+    write_video(tmp_path / "a.mp4", pictures, 30)
+    assert measure((str(tmp_path), "a.mp4")).differing == 0
+    whole = Video.frames
+    monkeypatch.setattr(Video, "frames", lambda self, numbers: (whole(self, numbers)[0] // 2, None))
+    row = measure((str(tmp_path), "a.mp4"))
+    assert row.differing == 2
+    assert ANY.judge(row).status == "damaged" and "when it is read from its middle" in ANY.judge(row).reason
+
+
 def test_rules_and_their_off_switches():
     good = Row("a.mp4", seconds=3.0, fps=29.97, frames=90, width=340, height=256)
     assert Rules().judge(good) == replace(good, status="ok")
@@ -114,6 +135,7 @@ def test_rules_and_their_off_switches():
         ({"fps": 60.0}, "rate", {"max_fps": None}),
         ({"width": 1, "height": 1}, "small", {"min_side": None}),
         ({"damaged": 3}, "damaged", {"max_damaged": None}),
+        ({"pauses": 1, "resets": 2}, "clock", {"max_breaks": None}),
     ]:
         bad = Rules().judge(replace(good, **change))
         assert bad.status == status and bad.reason
@@ -122,7 +144,7 @@ def test_rules_and_their_off_switches():
     assert Rules().judge(rounded).status == "ok"
     assert Rules().judge(replace(good, seconds=1.0, fps=10.0)).reason.count(";") == 1
     only = replace(good, frames=1, fps=0.0, seconds=0.0)
-    off = Rules(None, None, None, None, None)
+    off = Rules(None, None, None, None, None, None)
     assert off.judge(only).status == "short" and "only one frame" in off.judge(only).reason
     lost = Row("b.mp4", status="unreadable", reason="is empty")
     assert off.judge(lost) == lost
@@ -130,7 +152,7 @@ def test_rules_and_their_off_switches():
 
 def test_manifests_come_back_as_they_were(tmp_path):
     strange = os.fsdecode(b'b\xff",\n\r.mp4')
-    rows = [Row("ü/a.mp4", 3, 4, "f" * 32, 1.5, 45, 0, 29.97, True, 8, 9, "h264", 12, "ok", "", "test"), Row(strange)]
+    rows = [Row("ü/a.mp4", 3, 4, "f" * 32, 1.5, fps=29.97, variable=True, codec="h264", split="test"), Row(strange)]
     write_manifest(tmp_path / "m.csv", rows)
     assert read_manifest(tmp_path / "m.csv") == sorted(rows, key=lambda row: row.path)
     first = (tmp_path / "m.csv").read_bytes()
@@ -333,18 +355,28 @@ def mutated(folder, pictures, count, seed=0):
         fast = {"deadline": "realtime", "cpu-used": "8"} if codec == "libvpx-vp9" else None
         write_video(path, pictures, 30, codec=codec, options=fast)
         bases[codec, suffix] = path.read_bytes()
-    write_video(path := folder.parent / "one.mp4", pictures[:1], 30)
-    one = path.read_bytes()
-    write_video(path := folder.parent / "tiny.mkv", pictures[:, :1, :1], 30, codec="ffv1", pixel_format="yuv444p")
-    tiny = path.read_bytes()
-    write_video(path := folder.parent / "odd.mkv", pictures[:, :37, :51], 30, codec="ffv1", pixel_format="yuv444p")
-    odd = path.read_bytes()
-    write_video(path := folder.parent / "instant.mkv", pictures, [0.0] * 30, codec="ffv1", pixel_format="yuv444p")
-    instant = path.read_bytes()
-    write_video(path := folder.parent / "instant.mp4", pictures, [0.0] * 30)
-    instant_mp4 = path.read_bytes()
-    kinds = ["cut", "flip", "flip", "noise", "zeros", "header", "one", "tiny", "odd", "empty", "text", "audio"]
-    kinds += ["instant", "instant mp4"]  # zero duration
+    odd = {}
+    for name, make in ODD.items():
+        make(path := folder.parent / name, pictures)
+        suffix, kind = path.suffix, path.stem
+        bases[kind, suffix] = path.read_bytes()
+        odd[kind] = suffix, bases[kind, suffix], {"pause": "its clock pauses", "joined": "starts anew"}.get(kind, "")
+    lossless = dict(codec="ffv1", pixel_format="yuv444p")
+    for kind, seen, times, says, options in [
+        ("one.mp4", pictures[:1], 30, "only one frame", {}),
+        ("tiny.mkv", pictures[:, :1, :1], 30, "is 1×1, under 16 pixels", lossless),
+        ("odd sides.mkv", pictures[:, :37, :51], 30, "", lossless),
+        ("instant.mkv", pictures, [0.0] * 30, "shows all of its 30 frames at one time", lossless),
+        ("instant, too.mp4", pictures, [0.0] * 30, "shows all of its 30 frames at one time", {}),
+    ]:
+        write_video(path := folder.parent / kind, seen, times, **options)
+        odd[path.stem] = path.suffix, path.read_bytes(), says
+    odd |= {
+        "empty": (".mp4", b"", "is empty"),
+        "text": (".mkv", b"This is not a video.\n" * 20, "cannot be opened as a video"),
+        "audio": (".mp4", audio_only(), "no video stream"),
+    }
+    kinds = ["cut", "flip", "flip", "noise", "zeros", "header", *odd]
     folder.mkdir()
     for number in range(count):
         kind = kinds[number % len(kinds)]
@@ -362,19 +394,13 @@ def mutated(folder, pictures, count, seed=0):
         elif kind == "header":
             data[generator.randrange(200)] = generator.randrange(256)
         else:
-            suffix, data, says = {
-                "one": (".mp4", one, "only one frame"),
-                "tiny": (".mkv", tiny, "is 1×1, under 16 pixels"),
-                "odd": (".mkv", odd, ""),
-                "empty": (suffix, b"", "is empty"),
-                "text": (suffix, b"This is not a video.\n" * 20, "cannot be opened as a video"),
-                "audio": (".mp4", audio_only(), "no video stream"),
-                "instant": (".mkv", instant, "shows all of its 30 frames at one time"),
-                "instant mp4": (".mp4", instant_mp4, "shows all of its 30 frames at one time"),
-            }[kind]
-        name = f"{number:04}_{kind}{suffix}"
+            suffix, data, says = odd[kind]
+        name = os.fsdecode(f"{number:04}_{kind}".encode() + b"\xe9" * (number % 5 == 0)) + suffix  # no UTF-8
         (folder / name).write_bytes(data)
+        (folder / f"._{name}").write_bytes(b"\0\5\x16\7")  # what macOS puts beside it, and nobody lists
         made[name] = kind, says
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "a.mp4").write_bytes(bases["libx264", ".mp4"])
     return made
 
 
@@ -412,7 +438,7 @@ def check_mutated(tmp_path, pictures, count, seed):
     assert rows.keys() == made.keys()
     for name, (_, says) in made.items():
         row = rows[name]
-        assert row.status in ("ok", "damaged", "short", "small", "unreadable"), row
+        assert row.status in ("ok", "damaged", "clock", "short", "small", "unreadable"), row
         assert (row.reason == "") == (row.status == "ok"), row
         assert says is None or (says in row.reason if says else row.status == "ok"), row
         assert row.frames >= {"ok": 2, "damaged": 1}.get(row.status, 0), row
