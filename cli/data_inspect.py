@@ -17,6 +17,8 @@ def main(
     size: int = 224,
     augment: bool = False,
     seed: int = 0,
+    fps: float = 30,
+    template: str | None = None,
 ) -> None:
     """Draw frame pairs of a data set, each with its gap in time, into one picture.
 
@@ -27,6 +29,12 @@ def main(
         size: side of a frame in pixels
         augment: crop and flip as in training; without it the central square
         seed: another one gives other pairs
+        fps: rate of pictures without times
+        template: which pictures of a folder that holds several kinds, such as "img_{:05d}.jpg"
     """
-    contact_sheet(get_kinetics_dataset(folder, image_size=size, augment=augment, seed=seed), out, count=count)
+    contact_sheet(
+        get_kinetics_dataset(folder, image_size=size, augment=augment, seed=seed, fps=fps, template=template),
+        out,
+        count=count,
+    )
     print(f"{out}, {out.stat().st_size / 1e6:.1f} MB")

@@ -255,6 +255,7 @@ def get_kinetics_dataset(
     stride: float = 4,
     unit: Literal["frames", "seconds"] = "frames",
     fps: float = 30,
+    template: str | None = None,
     pairing: str = "video",
     schedule: str = "",
     patch_size: int = 16,
@@ -269,7 +270,8 @@ def get_kinetics_dataset(
     frames of a sample; else the central square. rotation: turns the frames as well, by up to so many degrees. visits:
     how often an epoch visits each video. futures: K frames after the past, each at a gap of its own: samples of 1 + K
     frames. clip_frames: in place of pairs, clips of so many frames, `stride` apart (in `unit` as well). fps: the rate
-    of pictures that have no times beside them. pairing, schedule: what makes a pair, always or by the epoch
+    of pictures that have no times beside them. template: which pictures of folders that hold several kinds, such as
+    "img_{:05d}.jpg". pairing, schedule: what makes a pair, always or by the epoch
     (`pairings`, `common.schedule`); patch_size: the model's, for pairings that shift by whole patches.
     photos: single pictures beside the videos, files or folders of them, of which one-frame pairings make pairs.
     """
@@ -284,7 +286,7 @@ def get_kinetics_dataset(
         temporal = RandomClip(clip_frames, stride, repeated_sampling=repeated_sampling, unit=unit)
     if augment and rotation:
         augment = replace(Augmentation() if augment is True else augment, rotation=rotation)
-    source = open_source(dataset_dir, fps=fps)
+    source = open_source(dataset_dir, fps=fps, template=template)
     if photos is not None:
         source = WithPictures(source, PictureFiles(photos))
     if isinstance(dataset_dir, str | Path):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.errors import InputError
 from common.files import decode_text
 from dataset_loader.decoding import DecodeError
 from dataset_loader.files import IMAGE_SUFFIXES, NUMBERED
@@ -175,3 +176,15 @@ def read_regular(path: str, video: str) -> bytes:
 
 def _escaped(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
+
+
+def check_template(template: str) -> None:
+    """Raise InputError for a template that has no place for a frame's number."""
+    try:
+        fits = template.format(1) != template.format(2)
+    except (ValueError, LookupError, AttributeError, TypeError):
+        fits = False
+    if not fits:
+        raise InputError(
+            f"the imagefile_template is {template!r}; it must have a place for a frame's number, as 'img_{{:05d}}.jpg'"
+        )

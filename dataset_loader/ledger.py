@@ -14,7 +14,7 @@ from common.errors import InputError
 from common.files import read_text
 from dataset_loader.decoding import DecodeError
 from dataset_loader.files import Names
-from dataset_loader.frame_folders import FrameClip
+from dataset_loader.frame_folders import FrameClip, check_template
 
 LOOKED_AT = 1000  # lines whose folders are listed at once; looking at 240,000 of them would take minutes
 
@@ -115,15 +115,3 @@ def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
         headed = False
         if not header:
             yield number, fields
-
-
-def check_template(template: str) -> None:
-    """Raise InputError for a template that has no place for a frame's number."""
-    try:
-        fits = template.format(1) != template.format(2)
-    except (ValueError, LookupError, AttributeError, TypeError):
-        fits = False
-    if not fits:
-        raise InputError(
-            f"the imagefile_template is {template!r}; it must have a place for a frame's number, as 'img_{{:05d}}.jpg'"
-        )

@@ -16,8 +16,9 @@ import numpy as np
 from common.errors import InputError
 from dataset_loader.decoding import Video
 from dataset_loader.files import PACKED_SUFFIX, SUFFIXES, Names, files_and_folders, search
-from dataset_loader.frame_folders import FrameClip
+from dataset_loader.frame_folders import FrameClip, check_template
 from dataset_loader.ledger import Ledger
+from dataset_loader.lists import read_list
 from dataset_loader.packed import Shard
 from dataset_loader.pictures import PICTURES, Picture, find_pictures
 
@@ -69,31 +70,37 @@ class _VideoClip(Video):
 
 
 class VideoFiles:
-    """Video files as they are; see `decoding`."""
+    """Video files as they are; see `decoding`. said: of the list that they come from."""
 
-    def __init__(self, paths: Iterable[str]) -> None:
+    def __init__(self, paths: Iterable[str], said: str = "") -> None:
         self.names = Names(paths)
+        self.said = said
 
     def open(self, number: int) -> Clip:
         return _VideoClip(self.names[number])
 
     def __str__(self) -> str:
-        return f"{len(self.names)} video files"
+        return f"{len(self.names)} video files{self.said}"
 
 
 class FrameFolders:
     """Folders of numbered pictures; see `frame_folders`. fps: their rate where no times are beside them.
 
-    masks: folders of masks that were found and left out.
+    masks: folders of masks that were found and left out. template: which of a folder's pictures, "img_{:05d}.jpg".
     """
 
-    def __init__(self, folders: Iterable[str], fps: float = 30, masks: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folders: Iterable[str], fps: float = 30, masks: Sequence[str] = (), template: str | None = None
+    ) -> None:
+        if template is not None:
+            check_template(template)
         self.names = Names(folders)
         self.fps = fps
         self.masks = masks
+        self.template = template
 
     def open(self, number: int) -> Clip:
-        return FrameClip(self.names[number], self.fps)
+        return FrameClip(self.names[number], self.fps, self.template)
 
     def __str__(self) -> str:
         without = f" without the masks in {', '.join(self.masks)}" if self.masks else ""
@@ -155,25 +162,25 @@ class WithPictures:
         return f"{self.videos} and {self.pictures}"
 
 
-def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) -> Source:
+def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30, template: str | None = None) -> Source:
     """The videos of a folder, of one ledger or shard, or of a list of files or folders of one kind.
 
     A folder is searched to its depths, links followed and hidden names left out. Where it holds several kinds, packed
     shards come before a ledger, that before video files, those before folders of pictures. A list may also be a text
-    file with the path of a video or a shard on each line, relative to its own folder. fps: the rate of pictures without
-    times. Raises InputError if something is missing or lies in another, or nothing is found.
+    file (see `lists`). fps: the rate of pictures without times. template: which pictures of a folder that holds several
+    kinds, such as "img_{:05d}.jpg". Raises InputError if something is missing or lies in another, or nothing is found.
     """
     if not 0 < fps <= 1000:
         raise InputError(f"fps is {fps}; it must be above 0 and at most 1000")
     if not isinstance(where, str | Path):
-        return _open_list(where, fps)
+        return _open_list(where, fps, template)
     if os.path.isfile(where):
         if str(where).endswith(PACKED_SUFFIX):
             return PackedShards([str(where)])
-        if listed := _listed(where):
-            return _open_list(listed, fps)
         if Path(where).suffix in (".csv", ".txt"):
-            return Ledger(Path(where).parent, where, fps=fps)
+            if listed := read_list(where):
+                return _open_list(listed[0], fps, template, listed[1])
+            return Ledger(Path(where).parent, where, template=template, fps=fps)
     if not os.path.isdir(where):
         raise InputError(f"{where} is not a folder; give a folder of videos, a ledger, or a list of files")
     shards, videos, folders, masks = search(str(where))
@@ -181,7 +188,7 @@ def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) ->
         return PackedShards(shards)
     for name in LEDGERS:
         if os.path.exists(os.path.join(where, name)):
-            return Ledger(where, os.path.join(where, name), fps=fps)
+            return Ledger(where, os.path.join(where, name), template=template, fps=fps)
     if not videos and not folders:
         if find_pictures(where):
             return PictureFiles(where)
@@ -189,17 +196,17 @@ def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30) ->
             f"{where} holds no video: looked below it for {' '.join(sorted(SUFFIXES))}, packed shards "
             f"({PACKED_SUFFIX}), a ledger ({', '.join(LEDGERS)}), folders of numbered pictures, and single pictures"
         )
-    return VideoFiles(videos) if videos else FrameFolders(folders, fps, masks)
+    return VideoFiles(videos) if videos else FrameFolders(folders, fps, masks, template)
 
 
-def _open_list(where: Iterable[str | Path], fps: float) -> Source:
+def _open_list(where: Iterable[str | Path], fps: float, template: str | None, said: str = "") -> Source:
     files, folders = files_and_folders(where)
     packed = [path for path in files if path.endswith(PACKED_SUFFIX)]
     if packed and len(packed) < len(files):
         raise InputError(f"the list mixes packed shards ({packed[0]}) with other files; give one kind")
-    sources = [open_source(folder, fps=fps) for folder in folders]
+    sources = [open_source(folder, fps=fps, template=template) for folder in folders]
     if files:
-        sources.append(PackedShards(files) if packed else VideoFiles(files))
+        sources.append(PackedShards(files) if packed else VideoFiles(files, said))
     if len(sources) == 1:
         return sources[0]
     kinds = {type(source) for source in sources}
@@ -208,18 +215,7 @@ def _open_list(where: Iterable[str | Path], fps: float) -> Source:
         return PackedShards(sorted(shard.path for source in of_shards for shard in source.shards))
     names = sorted(name for source in sources for name in source.names)
     if kinds == {VideoFiles}:
-        return VideoFiles(names)
+        return VideoFiles(names, said)
     if kinds == {FrameFolders}:
-        return FrameFolders(names, fps)
+        return FrameFolders(names, fps, template=template)
     raise InputError(f"the list mixes {', '.join(map(str, sources[:3]))}: give one kind, and a ledger by itself")
-
-
-def _listed(path: str | Path) -> list[str] | None:
-    """The files that a text file names, one a line; None of a ledger, whose lines end in a number."""
-    if Path(path).suffix != ".txt":
-        return None
-    text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
-    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
-    if not lines or os.path.splitext(lines[0])[1].lower() not in {*SUFFIXES, PACKED_SUFFIX}:
-        return None
-    return [os.path.join(os.path.dirname(path), line) for line in lines]

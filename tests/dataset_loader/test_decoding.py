@@ -12,6 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from dataset_loader import video_index
 from dataset_loader.decoding import DecodeError, Video, decode_all, decode_frames, read_index
@@ -345,6 +347,67 @@ def test_all_eight_orientations(tmp_path, carphone, matrix):
     expected[:, down, right] = stored
     np.testing.assert_array_equal(decode_all(path)[0], expected)
     np.testing.assert_array_equal(decode_frames(path, [11, 3])[0], expected[[11, 3]])
+
+
+# Every pixel format, and whatever is drawn together
+
+
+RAW = (
+    "gray gray16le gray10le monob monow rgb24 bgr24 rgb48be rgba bgr0 rgb555le rgb8 yuv410p yuv411p yuv420p "
+    "yuv422p10le yuv440p yuva420p yuyv422 nv12 gbrp gbrpf32le ya8 pal8"
+)
+FORMATS = [
+    *(("nut", "rawvideo", name) for name in RAW.split()),
+    *(("avi", "rawvideo", name) for name in ("pal8", "bgr24", "yuv420p", "gray")),
+    *(("matroska", "ffv1", name) for name in ("gray", "gray16le", "yuv444p16le", "bgr0", "yuva420p")),
+    *(
+        ("mov", codec, name)
+        for codec, name in (("png", "pal8"), ("png", "rgb48be"), ("qtrle", "rgb24"), ("qtrle", "gray"))
+    ),
+    *(("avi", codec, name) for codec, name in (("huffyuv", "yuv422p"), ("msvideo1", "rgb555le"), ("cinepak", "rgb24"))),
+    *(("gif", "gif", name) for name in ("pal8", "rgb8")),
+    *(("apng", "apng", "rgb24"), ("flv", "flv1", "yuv420p"), ("asf", "wmv2", "yuv420p")),
+]
+
+
+@given(st.sampled_from(FORMATS), st.integers(0, 7), st.integers(0, 3))
+@example(("avi", "rawvideo", "pal8"), 0, 0)
+@settings(max_examples=len(FORMATS) * 2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_access_is_sequential_decoding(tmp_path, carphone, kind, orientation, seed):
+    """For every pixel format and every orientation; palettes and what a frame takes over from others are not lost."""
+    container, codec, pixel_format = kind
+    path = tmp_path / f"{codec}_{pixel_format}.{container}"
+    if codec not in av.codecs_available:
+        return
+    with av.open(path, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
+        stream.codec_context.gop_size = 5
+        for number, image in enumerate(carphone[seed : seed + 14, 40:88, 40:104]):
+            pixels, layout = (palette(image), "pal8") if pixel_format == "pal8" else (image.copy(), "rgb24")
+            frame = av.VideoFrame.from_ndarray(pixels, format=layout)
+            frame.pts = number
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    if container == "mov":
+        x, y = 1 - (orientation & 1) * 2, 1 - (orientation & 2)
+        turned(path, (x, 0, 0, y) if orientation < 4 else (0, x, y, 0))
+    os.utime(path, ns=(orientation, seed))
+    everything, times = decode_all(path)
+    assert len(everything) == len(times) == len(read_index(path).times) == 14
+    assert everything.std() > 20  # not black
+    numbers = np.random.default_rng(seed).integers(14, size=6)
+    for chosen in ([numbers[0]], numbers, [13], [7, 2]):
+        frames, at = decode_frames(path, chosen)
+        np.testing.assert_array_equal(frames, everything[chosen])
+        np.testing.assert_array_equal(at, times[chosen])
+
+
+def palette(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An image in 216 colours: indices [H, W], colours [256, 4], alpha first."""
+    indices = (image // 43).astype(np.uint8) @ np.array([36, 6, 1], np.uint8)
+    colours = np.stack(np.unravel_index(np.arange(256) % 216, (6, 6, 6)), axis=1) * 43 + 20
+    return indices, np.insert(colours, 0, 255, axis=1).astype(np.uint8)
 
 
 @pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, -1, 1, 0)])

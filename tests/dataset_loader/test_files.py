@@ -105,3 +105,53 @@ def test_training_and_test_are_kept_apart(tmp_path):
     (tmp_path / "test" / "other name.mp4").symlink_to(tmp_path / "train" / "a.mp4")
     with pytest.raises(InputError, match="are one file"):
         check_disjoint(tmp_path / "train", tmp_path / "test")
+
+
+# Lists in text files
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("a.mp4\nclass b/é.MKV\n", 0),
+        ("a.mp4 0\nclass b/é.MKV 12\n", 2),  # VideoMAE
+        ("a.mp4,0\r\n\r\nclass b/é.MKV,12\r\n", 2),
+        ('path,label\n"a.mp4", 0\n"class b/é.MKV", swimming\n', 2),
+        ("a.mp4 300 7\nclass b/é.MKV 25 1\n", 2),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".csv"])
+def test_lists_with_and_without_labels(tmp_path, capsys, text, labels, encoding, suffix):
+    """In every encoding; the labels are left out, and that is said."""
+    touch(tmp_path / "a.mp4", tmp_path / "class b" / "é.MKV")
+    (tmp_path / f"train{suffix}").write_bytes(text.encode(encoding))
+    found = get_kinetics_dataset(tmp_path / f"train{suffix}")
+    assert found.paths == [str(tmp_path / "a.mp4"), str(tmp_path / "class b" / "é.MKV")]
+    said = capsys.readouterr().out
+    assert said.endswith(
+        f"2 video files ({labels} labels in {tmp_path}/train{suffix} are left out)\n" if labels else "2 video files\n"
+    )
+
+
+def test_tables_of_kinetics(tmp_path, capsys):
+    touch(tmp_path / "dancing" / "abc_def-123_000012_000022.mp4", tmp_path / "xyz.mkv", tmp_path / "other.mp4")
+    (tmp_path / "train.csv").write_text(
+        "label,youtube_id,time_start,time_end,split\n"
+        '"dancing, ballet",abc_def-123,12,22,train\nrowing,gone,1,11,train\nrowing,xyz,5.0,15.0,train\n'
+    )
+    found = get_kinetics_dataset(tmp_path / "train.csv")
+    assert found.paths == [str(tmp_path / "dancing" / "abc_def-123_000012_000022.mp4"), str(tmp_path / "xyz.mkv")]
+    assert f"2 video files (of 3 in {tmp_path}/train.csv, whose labels are left out)" in capsys.readouterr().out
+    for text, said in (
+        (
+            "label,youtube_id,time_start,time_end,split\na,none,1,11,train\n",
+            "none of the 1 videos in .*none_000001_000011.mp4",
+        ),
+        ("label,youtube_id\na,none\n", "line 2 is no row of a Kinetics table"),
+        ("xyz.mkv 1\nnothing here\n", "line 2: 'nothing here' names no video"),
+        ("xyz.mkv 1\nabsent.mp4 2\n", r"absent\.mp4 does not exist \(1 of the 2 listed"),
+    ):
+        (tmp_path / "train.csv").write_text(text)
+        with pytest.raises(InputError, match=said):
+            get_kinetics_dataset(tmp_path / "train.csv")

@@ -102,6 +102,23 @@ def test_grey_pictures_of_16_bit(tmp_path):
     assert (frames[0] == (grey / 257).round().astype(np.uint8)[:, :, None]).all() and frames.max() == 255
 
 
+def test_frames_and_flow_in_one_folder(tmp_path, moving_frames):
+    """mmaction's rawframes: a template tells the pictures from the flow; without one the choice is named."""
+    for prefix in ("img", "flow_x", "flow_y"):
+        for k in range(1, 9):
+            (tmp_path / "clip").mkdir(exist_ok=True)
+            Image.fromarray(moving_frames[k if prefix == "img" else 50]).save(
+                tmp_path / "clip" / f"{prefix}_{k:05d}.png"
+            )
+    with pytest.raises(InputError, match=r"img_\{:05d\}.png; name one by its template \(--template\)"):
+        get_kinetics_dataset(tmp_path, image_size=16)[0]
+    sample = get_kinetics_dataset(tmp_path, image_size=48, augment=False, template="img_{:05d}.png")[0]
+    first = round(float(sample["time"][0]) * 30)
+    np.testing.assert_array_equal(sample["video"][0].permute(1, 2, 0), moving_frames[1 + first][:, 8:56])
+    with pytest.raises(InputError, match="it must have a place for a frame's number"):
+        get_kinetics_dataset(tmp_path, template="img_%05d.png")
+
+
 def test_a_missing_picture_leaves_its_gap(tmp_path, moving_frames):
     folder = write_folder(tmp_path / "clip", moving_frames[:6])
     (folder / "img_00003.jpg").unlink()
