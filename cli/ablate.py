@@ -11,9 +11,9 @@ from dataset_loader import check_disjoint
 from dataset_loader.sources import open_source
 from ml.ablation import check_tables, describe, make_cells, read_grid, read_result, told_apart, write_tables
 from ml.ablation_figure import ablation_figure
-from ml.figures import save_figure
 from ml.guards import StopSignals
 from ml.jobs import Job, alone, exit_reason, places, run_jobs
+from ml.plots import save_figure
 from ml.presets import preset as preset_named
 
 

@@ -6,8 +6,6 @@ from typing import Annotated
 import tyro
 
 from common.errors import InputError
-from ml.figures import loss_figure, save_figure
-from ml.logs import read_losses
 
 
 def main(logs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = Path("losses.png")) -> None:
@@ -17,6 +15,9 @@ def main(logs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = Pa
         logs: loss files, of this workspace or of the public replications
         out: the PNG to write
     """
+    from ml.logs import read_losses
+    from ml.plots import loss_figure, save_figure
+
     if not logs:
         raise InputError("name at least one loss file, such as losses/*.txt")
     if out.exists():

@@ -1,7 +1,17 @@
-"""Settings as words of a command line, the way back from what tyro reads."""
+"""Settings as words of a command line, and the other way round: the options that decide the defaults of others."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+Options = TypeVar("Options")
+
+
+def read_first(kind: type[Options], argv: Sequence[str]) -> Options:
+    """The options of a dataclass, wherever they stand among others on the line."""
+    chosen, _ = tyro.cli(kind, args=argv, add_help=False, return_unknown_args=True)
+    return chosen
 
 
 def flags(settings: Mapping[str, Any]) -> list[str]:

@@ -5,19 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from common.errors import InputError
 from common.files import write_atomically
-from dataset_loader import find_videos, get_kinetics_dataset, hold_out, make_loader
-from ml.checkpoints import load_model
-from ml.figures import animation, clip_figure, reconstruction_figure, save_figure, save_gif
-from ml.presets import preset
-from ml.reconstruction import compare_clip_with_copying, compare_with_copying, reconstruct, reconstruct_sample
-from ml.SiamMAE import build_model
-from ml.utils import leave_cores, train
-
-ROWS = ("model", "copy", "copy × factor", "mean", "wrong f1")
+from ml.presets import preset as preset_named
 
 
 def main(
@@ -26,7 +15,7 @@ def main(
     steps: int = 20_000,
     held_out: float = 0.12,
     family: tuple[str, ...] = (),
-    preset_name: str = "micro",
+    preset: str = "micro",
     resume: str | None = None,
 ) -> None:
     """Train a small preset, seeded, and report its error on held-out videos beside that of copying.
@@ -39,62 +28,53 @@ def main(
         steps: updates, rounded up to whole epochs; about 12 a second on 2 cores
         held_out: share of the clips that is held out, the same ones each time
         family: families of clips to hold out whole: what stands before the first _ of their names
-        preset_name: the preset to train
-        resume: a run to go on with
+        preset: the preset to train
+        resume: a run to resume
     """
-    config = preset(preset_name).config
+    import torch
+
+    from cli.plot import write
+    from cli.wiring import fixed_dataset, fixed_loader, training_loader
+    from dataset_loader import find_videos, hold_out
+    from ml.checkpoints import load_model, numbered
+    from ml.reconstruction import compare_with_copying, first_samples, reconstruct_all
+    from ml.SiamMAE import build_model
+    from ml.utils import leave_cores, train
+
+    config = preset_named(preset).config
     train_files, test_files = hold_out(find_videos(data), held_out, family)
-    if len(test_files) < 2 and not config.of_clips:
-        raise InputError(
-            f"of {len(train_files) + len(test_files)} videos {len(test_files)} is held out; for the comparison with a "
-            "wrong f1 it takes 2: raise held_out, or give more videos"
-        )
-    arguments = {**config.dataset_arguments, "seed": config.seed}
-    loader = make_loader(get_kinetics_dataset(train_files, **arguments), config.batch_size, workers=config.workers)
-    epochs = math.ceil(steps / len(loader))
-    fixed = {**arguments, "repeated_sampling": 1, "visits": 16}
-    test = make_loader(
-        get_kinetics_dataset(test_files, augment=False, **fixed), 2 * config.batch_size, shuffle=False, drop_last=False
-    )
-    print(
-        f"{len(train_files)} videos to learn from, {len(test_files)} held out; {epochs} epochs of {len(loader)} steps"
-    )
-    batches = list(test)  # decoded once: the same pairs for every checkpoint
-    leave_cores(config.workers)
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, **config.model_arguments)
-    compare: Any = compare_clip_with_copying if config.of_clips else compare_with_copying
-    results: dict[str, Any] = {"untrained": compare(model, batches)}
+    loader, accumulation = training_loader(config, train_files)
+    per_epoch = len(loader) // accumulation
+    epochs = math.ceil(steps / per_epoch)
+    batches = list(fixed_loader(config, fixed_dataset(config, test_files, visits=16)))  # decoded once, for all models
+    print(f"{len(train_files)} videos to learn from, {len(test_files)} held out; {epochs} epochs of {per_epoch} steps")
+    leave_cores(config.run.workers)
+    torch.manual_seed(config.run.seed)
+    model = build_model(config.model.model, **config.model_arguments)
+    results = {"untrained": compare_with_copying(model, batches)}
     settings = {**config.train_arguments, "epochs": epochs, "num_epochs_per_save": math.ceil(epochs / 4)}
     settings["warmup_epochs"] = epochs / 20
-    run = train(model, loader, prefix="learn_", root=out, resume=resume, **settings)
-    for path in sorted((out / "checkpoints" / run).glob("[0-9]*.pt"), key=lambda p: int(p.stem)):
+    run = train(model, loader, prefix="learn_", root=out, resume=resume, accumulation=accumulation, **settings)
+    for path in numbered(out / "checkpoints" / run):
         model, checkpoint = load_model(path)
-        results[f"{checkpoint['step']:,} steps"] = compare(model, batches)
+        results[f"{checkpoint['step']:,} steps"] = compare_with_copying(model, batches)
     table = _table(results)
     print(table)
-    chosen = [(batch, b) for batch in batches for b in range(len(batch["video"]))]
-    count = 4 if config.of_clips else 10
-    chosen = chosen[:: max(1, len(chosen) // count)][:count]
-    names = [Path(batch["path"][b]).stem for batch, b in chosen]
-    samples = [{key: batch[key][b] for key in ("video", "time", "seed")} for batch, b in chosen]
-    if config.of_clips:
-        clips = [reconstruct_sample(sample, model) for sample in samples]
-        figure = clip_figure(clips, titles=names, heading=f"{run}: held out")
-        save_gif(animation(clips), out / f"{run}.gif")
-    else:
-        rows = [reconstruct(model, s["video"], time=s["time"], seed=int(s["seed"])) for s in samples]
-        figure = reconstruction_figure(rows, titles=names, heading=f"{run}: held out")
-    picture = save_figure(figure, out / f"{run}.png")
+    samples = first_samples(batches, 10**9)
+    rows, names = reconstruct_all(model, samples[:: max(1, len(samples) // 8)][:8])
+    pictures = [out / f"{run}{suffix}" for suffix in (".png", ".gif")[: 2 if len(rows[0].frames) > 1 else 1]]
+    for picture in pictures:
+        write(rows, names, f"{run}: held out", picture)
     report = {"run": run, "test": [Path(path).name for path in test_files], **results}
     write_atomically(out / f"{run}.json", lambda file: file.write(json.dumps(report, indent=1).encode()))
     write_atomically(out / f"{run}.md", lambda file: file.write(table.encode()))
-    print(f"table: {out / run}.md, numbers: {out / run}.json, picture: {picture}")
+    print(f"table: {out / run}.md, numbers: {out / run}.json, pictures: {', '.join(map(str, pictures))}")
 
 
 def _table(results: dict[str, Any]) -> str:
     """Errors on hidden patches, normalised pixels; the last column of each part is the model's share of the copy's."""
-    columns = [x for x in ROWS if x in results["untrained"]["all"]]  # a clip has no f1 that could be wrong
+    first = results["untrained"]["all"]
+    columns = [x for x in ("model", "copy", "copy × factor", "mean", "wrong f1") if x in first]  # clips have no f1
     lines = [
         "| checkpoint | which | " + " | ".join(columns) + " | model / copy |",
         "|---|---|" + "---|" * (len(columns) + 1),

@@ -1,19 +1,16 @@
 """siammae plot CHECKPOINT [--samples FILE | --data VIDEOS] --out FIGURE.png"""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import tyro
 
 from common.errors import InputError
-from dataset_loader import builtin_clips, get_kinetics_dataset
-from dataset_loader.preparing.encoding import FORMATS, write_video
-from mae.masking import MaskKind
-from mae.models_mae_st import SpatiotemporalMAE
-from ml.figures import animation, clip_figure, save_figure, save_gif
-from ml.foreign import open_model
-from ml.utils import best_device, config_of, reconstruct_clips, samples_figure
+from ml.config import MaskKind
+
+if TYPE_CHECKING:
+    from ml.reconstruction import Reconstruction
 
 
 def main(
@@ -23,83 +20,84 @@ def main(
     data: Path | None = None,
     mask_ratio: tuple[float, ...] = (),
     mask_kind: MaskKind | None = None,
-    clips: int = 2,
+    count: int = 4,
     root: Path = Path(),
     device: str | None = None,
-    statistics: Literal["past", "visible", "target"] | None = None,
+    statistics: str | None = None,
 ) -> None:
     """Draw what a checkpoint makes of a few pairs or clips: the frames, what is visible of them, and the prediction.
 
     Args:
         checkpoint: a run, <run>/<epoch>, or any file of weights with a decoder (see `siammae weights inspect`)
         out: the file to write: a PNG; of clips also a film, such as .gif or .mp4
-        samples: frame pairs, from `siammae samples`; default: samples.pickle
-        data: of clips: the folder of videos, the ledger or the shard that they come from; default: the built-in clips
+        samples: frame pairs, from `siammae samples`; default for a model of pairs: samples.pickle
+        data: draw from these videos instead: a folder, a ledger or a shard; default for clips: the built-in ones
         mask_ratio: one or more shares to hide, side by side; default: as in training
         mask_kind: of clips: another kind of mask than in training
-        clips: how many of them, spread over the videos
+        count: pairs or clips from the videos, spread over them
         root: folder that holds checkpoints/
         device: cuda, mps, cpu; default: the best there is
         statistics: whose mean and spread turn normalised predictions into colours: of pairs f1's (past), of clips the
             visible tubelets' (visible), or the hidden patch's own (target), which gives a part of the answer away
     """
+    from ml.devices import best_device
+    from ml.foreign import open_model
+    from ml.reconstruction import reconstruct_all
+    from ml.samples import pairs_for
+
     if out.exists():
         raise InputError(f"{out} exists already and is not overwritten; name another file or move it away")
+    if samples is not None and data is not None:
+        raise InputError("samples and data are both given; draw from the one or from the other")
     model, saved = open_model(checkpoint, root, best_device(device))
-    heading = f"{saved['run']}, epoch {saved['epoch']}" if "epoch" in saved else saved["run"]
-    if isinstance(model, SpatiotemporalMAE):
-        if samples is not None:
-            raise InputError(f"{samples} holds pairs, and this is a model of clips: name videos with --data instead")
-        if statistics == "past":
-            raise InputError("statistics are past for pairs; this is a model of clips: visible or target")
-        chosen = _clips(data, saved, clips)
-        rows, names = reconstruct_clips(
-            model, chosen, mask_ratios=mask_ratio, mask_kind=mask_kind, statistics=statistics or "visible"
-        )
-        _write(rows, names, heading, out)
+    if samples is not None or (data is None and model.sample_shape[0] == 2):
+        chosen = pairs_for(model.sample_shape, samples or Path("samples.pickle"))
     else:
-        if data is not None or mask_kind is not None or out.suffix.lower() != ".png":
-            raise InputError(
-                "this is a model of pairs: it is drawn as a PNG, without --mask-kind, of the pairs in a file "
-                "(siammae samples --data VIDEOS --out FILE makes one for --samples FILE)"
-            )
-        if statistics == "visible":
-            raise InputError("statistics are visible for clips; this is a model of pairs: past or target")
-        hidden = "" if mask_ratio else f": {model.mask_ratio:.0%} of f2 hidden"
-        figure = samples_figure(
-            model, samples or Path("samples.pickle"), heading=heading + hidden, statistics=statistics or "past",
-            mask_ratios=mask_ratio,
-        )  # fmt: skip
-        save_figure(figure, out)
+        chosen = _from_videos(data, saved, count)
+    rows, names = reconstruct_all(model, chosen, mask_ratios=mask_ratio, mask_kind=mask_kind, statistics=statistics)
+    hidden = "" if mask_ratio else f": {model.mask_ratio:.0%} hidden"
+    epoch = f", epoch {saved['epoch']}" if "epoch" in saved else ""
+    write(rows, names, f"{saved['run']}{epoch}{hidden}", out)
     print(out)
 
 
-def _clips(data: Path | None, saved: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """So many clips, evenly spread over the videos, drawn as in the checkpoint's training but for the augmentation."""
+def write(rows: "Sequence[Reconstruction]", names: Sequence[str], heading: str, out: Path) -> None:
+    """A figure, or a film at the speed of the clip, by the suffix."""
+    from ml.plots import animation, reconstruction_figure, save_figure, save_gif
+
+    suffix = out.suffix.lower()
+    if suffix == ".png":
+        save_figure(reconstruction_figure(rows, titles=names, heading=heading), out)
+        return
+    from dataset_loader.preparing.encoding import FORMATS, write_video
+
+    if suffix != ".gif" and suffix not in FORMATS:
+        raise InputError(f"{out} ends in {suffix or 'nothing'}; clips are drawn as .png, .gif, {', '.join(FORMATS)}")
+    if len(rows[0].frames) < 2:
+        raise InputError(f"{out}: a film needs several predicted frames, and this model predicts one: write a .png")
+    times, film = rows[0].time, animation(rows)
+    seconds = ((times[-1] - times[0]) / (len(times) - 1) if times else 0) or 0.25
+    if suffix == ".gif":
+        save_gif(film, out, seconds=seconds)
+    else:
+        write_video(out, film.permute(0, 2, 3, 1).numpy(), 1 / seconds)
+
+
+def _from_videos(data: Path | None, saved: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """So many samples, spread evenly over the videos, drawn as in the checkpoint's training but not augmented."""
+    import numpy as np
+
+    from cli.wiring import fixed_dataset
+    from dataset_loader import builtin_clips
+    from ml.utils import config_of
+
     if count < 1:
-        raise InputError(f"clips is {count}; expected at least 1")
-    arguments = config_of(saved).replace(repeated_sampling=1, visits=1, seed=0).dataset_arguments
+        raise InputError(f"count is {count}; expected at least 1")
     try:
         files = builtin_clips() if data is None else data
     except InputError as error:
         raise InputError(f"{error}; or name videos of your own with --data") from None
-    arguments["visits"] = count  # in case that there are fewer videos
-    dataset = get_kinetics_dataset(files, augment=False, **arguments)
+    dataset = fixed_dataset(config_of(saved), files, visits=count)  # in case there are fewer videos
     videos = len(dataset.paths)
     places = np.linspace(0, videos - 1, min(count, videos)).round().astype(int)
     return [dataset[int(places[k % len(places)]) + videos * (k // len(places))] for k in range(count)]
-
-
-def _write(rows: list[Any], names: list[str], heading: str, out: Path) -> None:
-    """A contact sheet, or a film at the speed of the clip, by the suffix."""
-    suffix = out.suffix.lower()
-    times = rows[0].time
-    seconds = (times[-1] - times[0]) / max(1, len(times) - 1) or 0.25
-    if suffix == ".png":
-        save_figure(clip_figure(rows, titles=names, heading=heading), out)
-    elif suffix == ".gif":
-        save_gif(animation(rows), out, seconds=seconds)
-    elif suffix in FORMATS:
-        write_video(out, animation(rows).permute(0, 2, 3, 1).numpy(), 1 / seconds)
-    else:
-        raise InputError(f"{out} ends in {suffix or 'nothing'}; clips are drawn as .png, .gif, {', '.join(FORMATS)}")

@@ -2,12 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from common.errors import InputError
-from dataset_loader import get_kinetics_dataset
-from dataset_loader.synthetic import synthetic_video
-from ml.samples import save_samples
 
 
 def main(out: Path, data: Path | None = None, count: int = 8, size: int = 224, seed: int = 0) -> None:
@@ -20,6 +15,12 @@ def main(out: Path, data: Path | None = None, count: int = 8, size: int = 224, s
         size: side of the frames in pixels
         seed: another one gives other pairs
     """
+    import numpy as np
+
+    from dataset_loader import get_kinetics_dataset
+    from dataset_loader.synthetic import synthetic_video
+    from ml.samples import save_samples
+
     if count < 1:
         raise InputError(f"count is {count}; expected at least 1")
     if data is not None:

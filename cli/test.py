@@ -5,11 +5,6 @@ from typing import Annotated
 
 import tyro
 
-from dataset_loader import get_kinetics_dataset, make_loader
-from ml.checkpoints import find_checkpoint, load_run
-from ml.logs import read_losses
-from ml.utils import config_of, plot_results_from_checkpoint
-
 
 def main(
     checkpoint: Annotated[str, tyro.conf.Positional],
@@ -31,12 +26,16 @@ def main(
         pairs_per_video: pairs (or clips) from each video, always the same ones
         workers: processes that decode
     """
-    saved = load_run(find_checkpoint(checkpoint, root))
-    config = config_of(saved).replace(repeated_sampling=1, visits=pairs_per_video, seed=0)
-    dataset = get_kinetics_dataset(data, augment=False, **config.dataset_arguments)
-    at_once = config.pairs_per_device or config.batch_size
-    loader = make_loader(dataset, at_once, workers=workers, shuffle=False, drop_last=False)
-    plot_results_from_checkpoint(checkpoint, loader, device, samples, root=root)
-    log = root / "test_losses" / f"{saved['run']}.txt"
+    from cli.wiring import fixed_dataset, fixed_loader
+    from ml.checkpoints import find_checkpoint, load_run
+    from ml.logs import read_losses
+    from ml.utils import config_of, plot_results_from_checkpoint
+
+    path = find_checkpoint(checkpoint, root)
+    saved = load_run(path)
+    config, run = config_of(saved), saved.get("run") or path.parent.name
+    dataset = fixed_dataset(config, data, pairs_per_video)
+    plot_results_from_checkpoint(path, fixed_loader(config, dataset, workers=workers), device, samples, root=root)
+    log = root / "test_losses" / f"{run}.txt"
     pairs = f"{len(dataset)} {'clips' if config.of_clips else 'pairs'} of {len(dataset.paths)} videos"
-    print(f"{saved['run']}, epoch {saved['epoch']}: loss {read_losses(log)[-1].mean:.4f} over {pairs}; see {log}")
+    print(f"{run}, epoch {saved['epoch']}: loss {read_losses(log)[-1].mean:.4f} over {pairs}; see {log}")

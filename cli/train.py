@@ -1,23 +1,51 @@
 """siammae train --data VIDEOS [--preset NAME] [--mask-ratio 0.95] …"""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
-from common.errors import InputError
-from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
-from evaluation.benchmarks.davis import Davis
-from evaluation.run import propagation_score
-from mae.masking import visible_count
-from ml.devices import keep_freed_memory
-from ml.presets import PRESETS, RunConfig, preset
-from ml.ranks import Strategy, join_ranks, leave_ranks
-from ml.reporting import TrackerKind
-from ml.SiamMAE import build_model
-from ml.utils import leave_cores, train
+from cli.flags import read_first
+from ml.config import RunConfig
+from ml.presets import PRESETS, preset
+
+
+@dataclass
+class Validation:
+    """Held-out data to look at on the way."""
+
+    test_data: Path | None = None
+    """held-out videos, in any form that --data takes: refused if one of them is among the training videos"""
+    score_data: Path | None = None
+    """folder of DAVIS: follow its objects with the model every --score-epochs epochs"""
+    score_year: Literal[2016, 2017] = 2017
+    """of DAVIS"""
+    score_sequences: tuple[str, ...] = ()
+    """only these sequences of it"""
+    score_size: str = "short240"
+    """what their first 25 frames are resized to; otherwise the protocol is dino"""
+
+
+@dataclass
+class Output:
+    """Where the run writes."""
+
+    root: Path = Path()
+    """folder that holds losses/ and checkpoints/"""
+    prefix: str = ""
+    """what the run's name begins with"""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """tensorboard: write its files too, into losses/tensorboard/; wandb: Weights & Biases, offline unless
+    WANDB_MODE=online"""
+
+
+@dataclass
+class Chosen:
+    """What decides the defaults of all other options."""
+
+    preset: str = "micro"
 
 
 @dataclass
@@ -28,117 +56,112 @@ class Arguments:
     """folder of videos in any container that FFmpeg reads, of packed shards or JPEG folders, a ledger, or a list"""
     preset: str = "micro"
     """where the defaults below come from"""
-    test_data: Path | None = None
-    """held-out videos, stored in any of these ways: refused if one of them is among the training videos"""
-    score_data: Path | None = None
-    """folder of DAVIS: follow its objects with the model every --score-epochs epochs"""
-    score_year: Literal[2016, 2017] = 2017
-    """of DAVIS"""
-    score_sequences: tuple[str, ...] = ()
-    """only these sequences of it"""
-    score_size: str = "short240"
-    """what their first 25 frames are resized to; otherwise the protocol is dino"""
     weights: Path | None = None
     """public MAE weights to start from: the file, or the folder where it lies (see `siammae weights`)"""
     resume: str = "auto"
-    """a run to go on with, or <run>/<epoch> to rewind it to; auto: the unfinished run of this prefix and configuration,
-    if there is one; once: the same, but a finished one is left alone and no other begun; none: begin a new one"""
+    """a run to resume, or <run>/<epoch> to rewind it to; auto: the unfinished run of this prefix and configuration, if
+    there is one; once: the same, but if that run is finished, nothing is trained; none: begin a new run"""
     allow_changes: bool = False
-    """go on although the configuration differs from that of the run"""
-    prefix: str = ""
-    """what the run's name begins with"""
-    root: Path = Path()
-    """folder that holds losses/ and checkpoints/"""
-    tracker: TrackerKind = "none"
-    """tensorboard: write its files too, into losses/tensorboard/; wandb: Weights & Biases, offline unless
-    WANDB_MODE=online"""
-    strategy: Strategy = "ddp"
+    """resume although the configuration differs from that of the run"""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     """under torchrun: ddp shares gradients, fsdp divides parameters and optimiser state as well"""
     device: str | None = None
     """cuda, mps, cpu; default: the best there is"""
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    validation: Validation = field(default_factory=Validation)
+    output: Output = field(default_factory=Output)
 
 
-def defaults(argv: list[str]) -> Arguments:
-    """What holds where the command line is silent: everything from the preset that it names."""
-    name = Arguments.preset
-    for k, word in enumerate(argv):
-        if word == "--preset" and k + 1 < len(argv):
-            name = argv[k + 1]
-        elif word.startswith("--preset="):
-            name = word.partition("=")[2]
-    return Arguments(data=tyro.MISSING, preset=name, config=preset(name).config)
-
-
-def arguments(argv: list[str]) -> Any:
+def arguments(argv: list[str]) -> Callable[..., None]:
     """The function to call, with defaults from the preset that the arguments name."""
-    default = defaults(argv)
+    name = read_first(Chosen, argv).preset
+    default = Arguments(data=tyro.MISSING, preset=name, config=preset(name).config)
 
-    def main(arguments: Annotated[Arguments, tyro.conf.arg(name="")] = default) -> None:
+    def main(
+        arguments: Annotated[Arguments, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = default,
+    ) -> None:
         run(arguments)
 
-    main.__doc__ = f"{Arguments.__doc__}\n\nPresets: " + "; ".join(f"{n}: {p.about}" for n, p in PRESETS.items())
+    width = max(map(len, PRESETS))
+    table = "\n".join(f"  {name:{width}}  {each.about}" for name, each in PRESETS.items())
+    main.__doc__ = f"{Arguments.__doc__}\n\nPresets:\n\n{table}"
     return main
 
 
 def try_out(config: RunConfig) -> None:
     """One forward pass without numbers: raises now what would otherwise end the first step of a run."""
+    import torch
+
+    from ml.SiamMAE import build_model
+
     with torch.device("meta"):
-        model = build_model(config.model, **config.model_arguments)
-        shape = 1, config.clip_frames or 1 + config.futures, 3, config.image_size, config.image_size
-        _, _, mask = model(torch.empty(shape, dtype=torch.uint8), seeds=torch.empty(1, dtype=torch.long))
-    if visible_count(mask.shape[1], config.mask_ratio) == mask.shape[1]:
-        raise InputError(f"at a mask ratio of {config.mask_ratio} all {mask.shape[1]} patches stay visible: raise it")
+        model = build_model(config.model.model, **config.model_arguments)
+        shape = 1, config.data.clip_frames or 1 + config.data.futures, 3, config.data.image_size, config.data.image_size
+        model(torch.empty(shape, dtype=torch.uint8), seeds=torch.empty(1, dtype=torch.long))
 
 
 def run(arguments: Arguments) -> str:
     """Train, and print where everything is; the run's name."""
-    config = arguments.config
+    import torch
+
+    from cli.wiring import fixed_dataset, fixed_loader, training_loader
+    from dataset_loader import check_disjoint
+    from ml.devices import keep_freed_memory
+    from ml.ranks import join_ranks, leave_ranks
+    from ml.SiamMAE import build_model
+    from ml.utils import leave_cores, train
+
+    config, validation, output = arguments.config, arguments.validation, arguments.output
     try_out(config)
     ranks, device = join_ranks(arguments.device)
     if device.type == "cpu":
         keep_freed_memory()
-    batch_size, accumulation = config.shares(ranks.world_size)
+    config.shares(ranks.world_size)
     share: dict[str, Any] = dict(rank=ranks.rank, world_size=ranks.world_size, pin_memory=device.type == "cuda")
-    if arguments.test_data is not None:
-        check_disjoint(arguments.data, arguments.test_data)
+    if validation.test_data is not None:
+        check_disjoint(arguments.data, validation.test_data)
     public = preset(arguments.preset).weights
     if public and not arguments.weights and ranks.first:
         print(f"starting from nothing; for MAE weights: siammae weights {public}, then --weights weights/")
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     weights = str(arguments.weights) if arguments.weights else None
-    model = build_model(config.model, weights=weights, **config.model_arguments)
-    dataset = get_kinetics_dataset(arguments.data, **config.dataset_arguments)
-    loader = make_loader(dataset, batch_size, workers=config.workers, **share)
-    validation = None
-    if arguments.test_data is not None:
-        fixed = {**config.dataset_arguments, "repeated_sampling": 1, "visits": 4}
-        held_out = get_kinetics_dataset(arguments.test_data, augment=False, **fixed)
-        shared = share if len(held_out) >= ranks.world_size else {}
-        validation = make_loader(
-            held_out, batch_size, workers=min(1, config.workers), shuffle=False, drop_last=False, **shared
-        )
-    score = None
-    if arguments.score_data is not None:
-        benchmark = Davis(arguments.score_data, arguments.score_year)
-        rules = benchmark.protocol("dino", size=arguments.score_size)
-        score = propagation_score(benchmark, rules, names=arguments.score_sequences, frames=25)
+    model = build_model(config.model.model, weights=weights, **config.model_arguments)
+    loader, accumulation = training_loader(config, arguments.data, **share)
+    held_out = None
+    if validation.test_data is not None:
+        dataset = fixed_dataset(config, validation.test_data, visits=4)
+        shared = share if len(dataset) >= ranks.world_size else {}
+        held_out = fixed_loader(config, dataset, workers=min(1, config.run.workers), **shared)
     if ranks.first:
-        pairs, steps = len(dataset) * config.pairs_per_visit, len(loader) // accumulation
+        videos, visits, per_visit = len(loader.dataset.paths), config.data.visits, config.data.pairs_per_visit
         print(
-            f"{len(dataset.paths)} videos, {config.visits} visits to each in an epoch, {config.pairs_per_visit} pairs "
-            f"a visit: {pairs} pairs, {steps} steps of {config.batch_size} pairs ({ranks.world_size} processes × "
-            f"{accumulation} batches × {batch_size * config.futures}), on {device}"
+            f"{videos} videos, {visits} visits to each in an epoch, {per_visit} pairs a visit: "
+            f"{videos * visits * per_visit} pairs, {len(loader) // accumulation} steps of "
+            f"{config.optimisation.batch_size} pairs ({ranks.world_size} processes × {accumulation} batches × "
+            f"{loader.batch_size * config.data.futures}), on {device}"
         )
     if device.type == "cpu":
-        leave_cores(config.workers)
+        leave_cores(config.run.workers)
     name = train(
-        model, loader, prefix=arguments.prefix, device=device, resume=arguments.resume, root=arguments.root,
-        tracker=arguments.tracker, allow_changes=arguments.allow_changes, strategy=arguments.strategy,
-        accumulation=accumulation, validation=validation, score=score, **config.train_arguments,
+        model, loader, prefix=output.prefix, device=device, resume=arguments.resume, root=output.root,
+        tracker=output.tracker, allow_changes=arguments.allow_changes, strategy=arguments.strategy,
+        accumulation=accumulation, validation=held_out, score=score_of(validation), **config.train_arguments,
     )  # fmt: skip
     if ranks.first:
-        root = arguments.root
-        print(f"losses: {root / 'losses' / name}.txt and .png; checkpoints: {root / 'checkpoints' / name}/")
+        print(
+            f"losses: {output.root / 'losses' / name}.txt and .png; checkpoints: {output.root / 'checkpoints' / name}/"
+        )
     leave_ranks()
     return name
+
+
+def score_of(validation: Validation) -> Callable[[Any], dict[str, float]] | None:
+    """The function that follows DAVIS's objects with a model, if that was asked for."""
+    if validation.score_data is None:
+        return None
+    from evaluation.benchmarks.davis import Davis
+    from evaluation.run import propagation_score
+
+    benchmark = Davis(validation.score_data, validation.score_year)
+    rules = benchmark.protocol("dino", size=validation.score_size)
+    return propagation_score(benchmark, rules, names=validation.score_sequences, frames=25)

@@ -1,17 +1,21 @@
 """Which patches are hidden: a function of noise, and noise as a function of seeds.
 
+A kind of mask is a function in `MASKINGS`; to add one, write it and give it a name there and in `ml.config.MaskKind`.
+
 Legend: B batch, N patches (of a clip: T·S, T steps in time with S places each), K kept (visible) patches.
 """
 
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from common.errors import InputError
 
-MaskKind = Literal["agnostic", "tube", "frame", "prospective", "retrospective"]
+Mask = tuple[Tensor, Tensor, Tensor]
+"""ids_keep [B, K]; mask [B, N], float, 1 = hidden; ids_restore [B, N], the inverse permutation:
+`torch.cat([kept, hidden])` gathered with it is in image order again."""
 
 
 def visible_count(N: int, mask_ratio: float) -> int:
@@ -25,52 +29,74 @@ def visible_count(N: int, mask_ratio: float) -> int:
     return max(1, math.floor(N * (1 - mask_ratio) + 1e-6))
 
 
-def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Hide the patches with the largest noise (MAE §3, "Masking").
-
-    noise [B, N] of any sortable kind → ids_keep [B, K]; mask [B, N], float, 1 = hidden; ids_restore [B, N], the inverse
-    permutation: `torch.cat([kept, hidden])` gathered with it is in image order again.
-    """
+def random_masking(noise: Tensor, mask_ratio: float, steps: int = 1) -> Mask:
+    """Hide the patches with the largest noise [B, N], of any sortable kind (MAE §3, "Masking"); of a clip anywhere in
+    space and time."""
     return _keep_smallest(noise, visible_count(noise.shape[1], mask_ratio))
 
 
-def clip_masking(
-    noise: Tensor, mask_ratio: float, steps: int, kind: MaskKind = "agnostic"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Hide tubelets of a clip: what `random_masking` returns, for N = T·S tubelets, T = `steps`, time first.
+def tube_masking(noise: Tensor, mask_ratio: float, steps: int) -> Mask:
+    """The same places at every step; only the noise [B, :S] is read, so they do not depend on the clip's length."""
+    S = noise.shape[1] // steps
+    order = _ranks(noise[:, :S])[:, None] * steps + torch.arange(steps, device=noise.device)[:, None]  # [B, T, S]
+    return _keep_smallest(order.flatten(1), visible_count(S, mask_ratio) * steps)
 
-    kind (the first three: Feichtenhofer et al. 2022, §3, "Masking")
-        agnostic       tubelets anywhere in space and time, as `random_masking` does
-        tube           the same places at every step: S becomes a count, whole places are hidden
-        frame          whole steps, drawn at random: T becomes a count
-        prospective    the future: the first steps are seen, all later ones are hidden; T becomes a count
-        retrospective  the past: the last steps are seen, all earlier ones are hidden; T becomes a count
-    A count is `visible_count`'s, so at least one place or step stays visible: 8 steps at 90 % keep one, which hides
-    87.5 %. `tube` reads the first S values of the noise and `frame` the first T, and the last two read none, so that
-    with `mask_noise` the hidden places do not depend on the clip's length, nor the hidden steps on its size.
+
+def frame_masking(noise: Tensor, mask_ratio: float, steps: int) -> Mask:
+    """Whole steps, drawn at random; only the noise [B, :T] is read, so they do not depend on the clip's size."""
+    return _whole_steps(_ranks(noise[:, :steps]), noise, mask_ratio)
+
+
+def prospective_masking(noise: Tensor, mask_ratio: float, steps: int) -> Mask:
+    """The future: the first steps are seen, all later ones are hidden. Nothing is drawn."""
+    return _whole_steps(torch.arange(steps, device=noise.device).expand(len(noise), -1), noise, mask_ratio)
+
+
+def retrospective_masking(noise: Tensor, mask_ratio: float, steps: int) -> Mask:
+    """The past: the last steps are seen, all earlier ones are hidden. Nothing is drawn."""
+    return _whole_steps(torch.arange(steps, device=noise.device).flip(0).expand(len(noise), -1), noise, mask_ratio)
+
+
+MASKINGS: dict[str, Callable[[Tensor, float, int], Mask]] = {  # the first three: Feichtenhofer et al. 2022, §3
+    "agnostic": random_masking,
+    "tube": tube_masking,
+    "frame": frame_masking,
+    "prospective": prospective_masking,
+    "retrospective": retrospective_masking,
+}
+
+
+def clip_masking(noise: Tensor, mask_ratio: float, steps: int, kind: str = "agnostic") -> Mask:
+    """Hide tubelets of a clip by one of `MASKINGS`: noise [B, N] for N = T·S tubelets, T = `steps`, time first.
+
+    Whatever is hidden as a whole (places, steps) is counted by `visible_count`, so at least one stays visible: 8 steps
+    at 90 % keep one, which hides 87.5 %.
     """
-    if kind not in get_args(MaskKind):
-        raise InputError(f"mask kind {kind!r} is unknown; there are {', '.join(get_args(MaskKind))}")
-    B, N = noise.shape
-    if N % steps:
-        raise InputError(f"{N} tubelets do not divide into {steps} steps in time")
-    if kind == "agnostic":
-        return random_masking(noise, mask_ratio)
-    S = N // steps
-    step = torch.arange(steps, device=noise.device).repeat_interleave(S).expand(B, N)
-    place = torch.arange(S, device=noise.device).repeat(steps).expand(B, N)
-    if kind == "tube":
-        ranks = _ranks(noise[:, :S]).repeat(1, steps)
-        return _keep_smallest(ranks * steps + step, visible_count(S, mask_ratio) * steps)
-    if kind == "frame":
-        ranks = _ranks(noise[:, :steps]).repeat_interleave(S, dim=1)
-    else:
-        ranks = step if kind == "prospective" else steps - 1 - step
-    return _keep_smallest(ranks * S + place, visible_count(steps, mask_ratio) * S)
+    if kind not in MASKINGS:
+        raise InputError(f"mask kind {kind!r} is unknown; there are {', '.join(MASKINGS)}")
+    if noise.shape[1] % steps:
+        raise InputError(f"{noise.shape[1]} tubelets do not divide into {steps} steps in time")
+    return MASKINGS[kind](noise, mask_ratio, steps)
 
 
-def _keep_smallest(keys: Tensor, K: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the K places with the smallest keys [B, N], smallest first: ids_keep, mask, ids_restore."""
+def check_some_hidden(ids_keep: Tensor, N: int, mask_ratio: float) -> None:
+    """An InputError where all N patches stay visible: the loss would be 0 / 0."""
+    if ids_keep.shape[1] == N:
+        raise InputError(
+            f"at a mask ratio of {mask_ratio} all {N} patches stay visible, and nothing is left to predict: raise "
+            "it, or take another kind of mask"
+        )
+
+
+def _whole_steps(order: Tensor, noise: Tensor, mask_ratio: float) -> Mask:
+    """Keep the steps that come first in an order [B, T]."""
+    T, S = order.shape[1], noise.shape[1] // order.shape[1]
+    keys = order[..., None] * S + torch.arange(S, device=noise.device)  # [B, T, S]
+    return _keep_smallest(keys.flatten(1), visible_count(T, mask_ratio) * S)
+
+
+def _keep_smallest(keys: Tensor, K: int) -> Mask:
+    """Keep the K places with the smallest keys [B, N], smallest first."""
     ids_shuffle = torch.argsort(keys, dim=1, stable=True)
     ids_restore = torch.argsort(ids_shuffle, dim=1)
     mask = (ids_restore >= K).float()
@@ -82,15 +108,39 @@ def _ranks(noise: Tensor) -> Tensor:
     return torch.argsort(torch.argsort(noise, dim=1, stable=True), dim=1)
 
 
-@torch.compiler.disable  # inductor's C++ gets products of int64 that wrap around wrong (torch 2.15), and so the masks
+def fill_from_visible(values: Tensor, mask: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Values [B, N, 1] of the places of a grid (T, h, w), of which the hidden ones get a mean over the visible ones.
+
+    Weights fall with the distance in steps, rows and columns as a Gaussian's do, so that the nearest ones count.
+    """
+    axes = [torch.arange(n, device=mask.device, dtype=torch.float) for n in grid]
+    places = torch.cartesian_prod(*axes)  # [N, 3]
+    near = -0.5 * torch.cdist(places, places).square()
+    weights = near.masked_fill(mask[:, None] == 1, -torch.inf).softmax(dim=-1)  # [B, N, N]
+    return torch.where(mask[..., None] == 0, values, weights @ values)
+
+
+def nearest_in_time(mask: Tensor, T: int) -> Tensor:
+    """For each tubelet [B, N] the number of the visible one at its place whose step is nearest, of two the earlier.
+
+    Where none is visible the number means nothing.
+    """
+    hidden = mask.unflatten(1, (T, -1))  # [B, T, h·w]
+    steps = torch.arange(T, device=mask.device)
+    away = (steps[:, None] - steps).abs()[None, :, :, None] + T * hidden[:, None]  # [B, T, T to copy from, h·w]
+    places = torch.arange(hidden.shape[2], device=mask.device)
+    return (away.argmin(2) * hidden.shape[2] + places).flatten(1)
+
+
+@torch.compiler.disable  # inductor's C++ code (torch 2.15) computes wrong int64 products on overflow
 def mask_noise(seeds: Tensor, N: int) -> Tensor:
     """Noise [B, N] (int64) that is a pure function of each sample's seed [B] (int64): SplitMix64 (Steele et al. 2014).
 
-    The same sample gets the same mask on every device, in every batch and on every rank, and no generator's state has
-    to be saved for that.
+    The same sample gets the same mask on every device, in every batch and on every rank, and a resume needs no
+    generator's state for it.
     """
     gamma = _signed(0x9E3779B97F4A7C15)
-    x = _mix(seeds[:, None] * gamma + gamma)  # seeds that are neighbours part here
+    x = _mix(seeds[:, None] * gamma + gamma)  # neighbouring seeds part here
     return _mix(x + gamma * torch.arange(1, N + 1, device=seeds.device)) & (2**63 - 1)
 
 

@@ -7,9 +7,9 @@ here, only visible patches are embedded at all, and the image may have any size 
 Legend: B batch, N patches, K kept (visible) patches, D width, P pixels in a patch, h w patch grid, H W pixels.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import PatchEmbed, resample_abs_pos_embed
@@ -19,11 +19,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from common.errors import InputError
-from mae.masking import mask_noise, random_masking
+from mae.masking import check_some_hidden, mask_noise, random_masking
 from mae.patches import grid_size, masked_loss, normalize, normalize_patches, patchify, unpatchify
 from mae.positions import sincos_positions
 
 LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)  # the public weights were trained with this ε
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class MAEEncoder(nn.Module):
@@ -161,6 +163,7 @@ class MaskedAutoencoderViT(MAEEncoder):
         """
         pixels = normalize(frames)
         latent, mask, ids_restore = self.forward_encoder(pixels, mask_ratio, noise=noise, seeds=seeds)
+        check_some_hidden(latent[:, 1:], mask.shape[1], mask_ratio)
         prediction = self.forward_decoder(
             latent, ids_restore, grid_size(pixels.shape[-2], pixels.shape[-1], self.patch_size)
         )
@@ -198,8 +201,8 @@ def init_weights(module: nn.Module) -> None:
 def through(blocks: Iterable[nn.Module], x: Tensor, *memory: Tensor, checkpointing: bool = False) -> Tensor:
     """Tokens [B, N, D], and the memory that the blocks look into if they do, through one block after the other.
 
-    checkpointing: keep only what enters each block, and compute its inside again in the backward pass: less memory,
-    the same numbers. No block draws random numbers, so no generator has to be wound back.
+    checkpointing: keep only what enters each block, and compute the rest again in the backward pass: less memory, the
+    same numbers. No block draws random numbers, so no generator's state has to be restored.
     """
     for block in blocks:
         if checkpointing:
@@ -244,16 +247,12 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def _factory(name: str) -> Callable[..., MaskedAutoencoderViT]:
-    def build(**overrides: Any) -> MaskedAutoencoderViT:
-        return MaskedAutoencoderViT(**{**_SIZES[name], **overrides})
-
-    build.__name__ = name
-    build.__doc__ = f"`MaskedAutoencoderViT` with {_SIZES[name]}; keyword arguments override."
-    return build
+def builders(kind: type[Model], sizes: Mapping[str, dict[str, Any]]) -> dict[str, Callable[..., Model]]:
+    """For each named size a function that builds the model; keyword arguments override the size's."""
+    return {name: partial(kind, **size) for name, size in sizes.items()}
 
 
-ARCHITECTURES: dict[str, Callable[..., MaskedAutoencoderViT]] = {name: _factory(name) for name in _SIZES}
+ARCHITECTURES: dict[str, Callable[..., MaskedAutoencoderViT]] = builders(MaskedAutoencoderViT, _SIZES)
 mae_vit_tiny_patch16 = ARCHITECTURES["mae_vit_tiny_patch16"]
 mae_vit_small_patch16 = ARCHITECTURES["mae_vit_small_patch16"]
 mae_vit_small_patch8 = ARCHITECTURES["mae_vit_small_patch8"]

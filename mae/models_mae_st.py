@@ -4,7 +4,7 @@ arXiv 2205.09113), MAE-ST for short.
 It is MAE with tubelets for patches: a few frames long, as wide and high as a patch. A plain vision transformer sees the
 visible tubelets of all steps in time together, a small decoder sees all places, and some of the frames are predicted.
 Positions are learned, one for the place plus one for the step (§3, "Patch embedding"). Parameter names are the public
-ones, but for attention, whose separate q, k, v are one matrix here (`fuse_qkv`, `split_qkv`). What differs from the
+ones, except that attention's separate q, k, v are one matrix here (`fuse_qkv`, `split_qkv`). What differs from the
 public code: frames come in as uint8 and are normalised here, hidden tubelets are never embedded, and clips may have
 any size and length that the tubelets divide.
 
@@ -13,7 +13,7 @@ predicted in a place, h w patch grid, H W pixels; t frames and p×p pixels in a 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -22,22 +22,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-from mae.masking import MaskKind, clip_masking
-from mae.models_mae import LayerNorm, MAEEncoder, init_weights, noise_for, positions_for, restore_tokens, through
+from mae.masking import MASKINGS, check_some_hidden, clip_masking, fill_from_visible, nearest_in_time
+from mae.models_mae import (
+    LayerNorm,
+    MAEEncoder,
+    builders,
+    init_weights,
+    noise_for,
+    positions_for,
+    restore_tokens,
+    through,
+)
 from mae.patches import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     MAE_ST_MEAN,
     MAE_ST_STD,
-    denormalize,
     grid_size,
     masked_loss,
-    normalize,
-    normalize_patches,
+    patch_statistics,
     patchify_clip,
     time_steps,
     unpatchify_clip,
 )
+from mae.pretraining import Comparison, Export, PretrainingModel, folded
 
 
 class TubeletEmbed(nn.Module):
@@ -54,16 +62,18 @@ class TubeletEmbed(nn.Module):
         return F.linear(tubelets.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
 
 
-class SpatiotemporalMAE(nn.Module):
+class SpatiotemporalMAE(PretrainingModel):
     """MAE-ST: what `SiamMAE` is to pairs, to clips of `num_frames` frames.
 
-    pred_t_dim frames are predicted, the same number in each step. mask_kind is one of `mae.masking.clip_masking`'s.
-    `grid` is the patch grid (h, w) and `steps` the T that the model was built for. pixel_mean, pixel_std: of the three
-    channels of frames in [0, 1], what the model takes out of them; those of the public weights unless given.
-
-    How it is computed, which is no part of `config`: checkpointing keeps only what enters each block in training and
-    computes the rest twice. decoder_float32 takes the decoder out of autocast's reach, in full precision.
+    pred_t_dim frames are predicted, the same number in each step. mask_kind: one of `mae.masking.MASKINGS`. `grid` is
+    the patch grid (h, w) and `steps` the T that the model was built for. pixel_mean, pixel_std: of the three channels
+    of frames in [0, 1]; those of the public weights unless given.
     """
+
+    STATISTICS = {
+        "visible": "normalised prediction, shown with mean and spread of the nearest visible tubelets",
+        "target": "normalised prediction, shown with mean and spread of the HIDDEN tubelet: part of the answer",
+    }
 
     def __init__(
         self,
@@ -83,13 +93,14 @@ class SpatiotemporalMAE(nn.Module):
         pixel_std: Sequence[float] = MAE_ST_STD,
         norm_pix_loss: bool = True,
         mask_ratio: float = 0.9,
-        mask_kind: MaskKind = "agnostic",
+        mask_kind: str = "agnostic",
         device: torch.device | str | None = None,
         *,
+        loss: str = "mse",
         checkpointing: bool = False,
         decoder_float32: bool = False,
     ):
-        super().__init__()
+        super().__init__(mask_ratio, loss, norm_pix_loss)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid, self.steps = grid_size(height, width, patch_size), time_steps(num_frames, t_patch_size)
         if pred_t_dim % self.steps or not 0 < pred_t_dim <= num_frames:
@@ -97,8 +108,8 @@ class SpatiotemporalMAE(nn.Module):
                 f"pred_t_dim is {pred_t_dim}; a clip of {num_frames} frames in {self.steps} steps has as many "
                 f"predicted frames in each step: expected a multiple of {self.steps} up to {num_frames}"
             )
-        if mask_kind not in get_args(MaskKind):
-            raise InputError(f"mask kind {mask_kind!r} is unknown; there are {', '.join(get_args(MaskKind))}")
+        if mask_kind not in MASKINGS:
+            raise InputError(f"mask kind {mask_kind!r} is unknown; there are {', '.join(MASKINGS)}")
         self.architecture: dict[str, Any] = dict(
             img_size=img_size, patch_size=patch_size, num_frames=num_frames, t_patch_size=t_patch_size,
             pred_t_dim=pred_t_dim, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
@@ -108,8 +119,7 @@ class SpatiotemporalMAE(nn.Module):
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.patch_size, self.t_patch_size, self.num_frames = patch_size, t_patch_size, num_frames
         self.predicted_in_step = pred_t_dim // self.steps
-        self.norm_pix_loss, self.mask_ratio, self.mask_kind = norm_pix_loss, mask_ratio, mask_kind
-        self.checkpointing, self.decoder_float32 = checkpointing, decoder_float32
+        self.mask_kind, self.checkpointing, self.decoder_float32 = mask_kind, checkpointing, decoder_float32
 
         def learned(count: int, dim: int) -> nn.Parameter:
             return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, dim), std=0.02))
@@ -142,9 +152,12 @@ class SpatiotemporalMAE(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that `ml.SiamMAE.build_model` needs to build the model again, as plain values."""
-        own = dict(norm_pix_loss=self.norm_pix_loss, mask_ratio=self.mask_ratio, mask_kind=self.mask_kind)
-        return {"model": "MAE-ST", **self.architecture, **own}
+        names = ("norm_pix_loss", "mask_ratio", "mask_kind", "loss")
+        return {"model": "MAE-ST", **self.architecture, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int, int]:
+        return self.num_frames, 3, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
     def forward(
         self, video: Tensor, *, noise: Tensor | None = None, seeds: Tensor | None = None
@@ -152,18 +165,15 @@ class SpatiotemporalMAE(nn.Module):
         """Clips [B, F, 3, H, W] (uint8, or floats in [0, 1]) → loss (scalar), prediction [B, N, P], mask [B, N].
 
         mask is 1 where a tubelet was hidden; it follows from `noise` [B, N], or from the samples' `seeds` [B], or else
-        from torch's global generator. The loss is the squared error on hidden places of the predicted frames.
+        from torch's global generator. The loss is the error on hidden places of the predicted frames.
         """
+        video, seeds = folded(video, seeds)
         pixels = self.pixels(video)
         T, grid = self.steps_and_grid(pixels)
         latent, mask, ids_restore = self.forward_encoder(pixels, noise=noise, seeds=seeds)
-        if latent.shape[1] == mask.shape[1]:
-            raise InputError(
-                f"at a mask ratio of {self.mask_ratio} with {self.mask_kind} masks all {mask.shape[1]} tubelets in {T} "
-                "steps stay visible, and nothing is left to predict; raise the ratio or take another kind"
-            )
+        check_some_hidden(latent, mask.shape[1], self.mask_ratio)
         prediction = self.decode(latent, ids_restore, T, grid)
-        return masked_loss(prediction, self.target(pixels), mask), prediction, mask
+        return masked_loss(prediction, self.target(pixels), mask, self.loss), prediction, mask
 
     def forward_encoder(
         self, pixels: Tensor, *, noise: Tensor | None = None, seeds: Tensor | None = None
@@ -224,10 +234,8 @@ class SpatiotemporalMAE(nn.Module):
             temporal = F.interpolate(temporal.float().mT, T, mode="linear").mT.to(temporal.dtype)
         return (temporal[0, :, None] + spatial).flatten(0, 1)
 
-    def target(self, pixels: Tensor) -> Tensor:
-        """What is to be predicted: places [B, N, P] of the predicted frames of normalised pixels [B, F, 3, H, W]."""
-        patches = self.patchify(pixels[:, self.predicted_frames(pixels.shape[1])])
-        return normalize_patches(patches) if self.norm_pix_loss else patches
+    def patches(self, pixels: Tensor) -> Tensor:
+        return self.patchify(pixels[:, self.predicted_frames(pixels.shape[1])])
 
     def predicted_frames(self, frames: int) -> list[int]:
         """Which of a clip's frames are predicted: evenly spread from the first to the last, rounded down.
@@ -236,10 +244,6 @@ class SpatiotemporalMAE(nn.Module):
         """
         count = time_steps(frames, self.t_patch_size) * self.predicted_in_step
         return [n * (frames - 1) // max(count - 1, 1) for n in range(count)]  # linspace, without its rounding
-
-    def pairs_in(self, video: Tensor) -> int:
-        """How many samples a batch of clips [..., F, 3, H, W] holds."""
-        return video.shape[:-4].numel()
 
     def encode(self, images: Tensor, *, steps: int | None = None) -> Tensor:
         """Images [B, 3, H, W] (uint8, or floats in [0, 1]) → features [B, h, w, D], each image taken as a still clip.
@@ -265,14 +269,6 @@ class SpatiotemporalMAE(nn.Module):
             raise InputError(f"video has shape {list(video.shape)}; expected [B, F, 3, H, W]: clips of frames in RGB")
         return self.normalize(video)
 
-    def normalize(self, frames: Tensor) -> Tensor:
-        """Frames [..., 3, H, W] (uint8, or floats in [0, 1]) → the pixels that the model reads and predicts."""
-        return normalize(frames, self.pixel_mean, self.pixel_std)
-
-    def denormalize(self, pixels: Tensor) -> Tensor:
-        """The inverse of `normalize`: [..., 3, H, W] in [0, 1]."""
-        return denormalize(pixels, self.pixel_mean, self.pixel_std)
-
     def steps_and_grid(self, pixels: Tensor) -> tuple[int, tuple[int, int]]:
         """T and (h, w) of clips [B, F, 3, H, W]."""
         H, W = pixels.shape[-2:]
@@ -286,9 +282,28 @@ class SpatiotemporalMAE(nn.Module):
         """[B, N, P] → predicted frames [B, T·u, 3, H, W]; the grid (h, w) is the model's own unless given."""
         return unpatchify_clip(patches, self.patch_size, self.predicted_in_step, grid or self.grid)
 
+    def guessed_statistics(self, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        T, (h, w) = self.steps_and_grid(pixels)
+        mean, spread = patch_statistics(self.patches(pixels))
+        return fill_from_visible(mean, mask, (T, h, w)), fill_from_visible(spread, mask, (T, h, w))
+
+    def compare(self, video: Tensor, batch: Mapping[str, Any]) -> Comparison:
+        """What is copied is the visible tubelet at the same place that is nearest in time, normalised by its own
+        statistics, and the mean where there is none: parts `seen` and `unseen`."""
+        target, T = self.target(self.normalize(video)), self.steps_and_grid(video)[0]
+        _, prediction, mask = self(video, seeds=batch["seed"])
+        seen = (mask == 0).unflatten(1, (T, -1)).any(1).repeat(1, T)
+        copy = target.gather(1, nearest_in_time(mask, T)[..., None].expand_as(target)) * seen[..., None]
+        guesses = {"model": prediction, "copy": copy, "mean": torch.zeros_like(target)}
+        return Comparison(target, guesses, {"all": mask, "seen": mask * seen, "unseen": mask * ~seen})
+
     def public_state_dict(self) -> dict[str, Tensor]:
         """The weights under the public names, q, k, v apart; `mae.weights.load_pretrained_st` reads them back."""
         return split_qkv(self.state_dict())
+
+    def export_state(self) -> Export:
+        about = "MAE-ST, encoder and decoder, under its public names with q, k, v apart (timm has no model of clips)"
+        return Export(about, self.public_state_dict(), self.config)
 
 
 def pixel_statistics(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,16 +382,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def _factory(name: str) -> Callable[..., SpatiotemporalMAE]:
-    def build(**overrides: Any) -> SpatiotemporalMAE:
-        return SpatiotemporalMAE(**{**_SIZES[name], **overrides})
-
-    build.__name__ = name
-    build.__doc__ = f"`SpatiotemporalMAE` with {_SIZES[name]}; keyword arguments override."
-    return build
-
-
-ARCHITECTURES_ST: dict[str, Callable[..., SpatiotemporalMAE]] = {name: _factory(name) for name in _SIZES}
+ARCHITECTURES_ST: dict[str, Callable[..., SpatiotemporalMAE]] = builders(SpatiotemporalMAE, _SIZES)
 mae_st_vit_small_patch16 = ARCHITECTURES_ST["mae_st_vit_small_patch16"]
 mae_st_vit_base_patch16 = ARCHITECTURES_ST["mae_st_vit_base_patch16"]
 mae_st_vit_large_patch16 = ARCHITECTURES_ST["mae_st_vit_large_patch16"]

@@ -4,7 +4,7 @@ Legend: B batch, F frames, N patches, P pixels in a patch (p·p·C), h w patch g
 T steps in time, t frames in a tubelet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -103,14 +103,34 @@ def unpatchify_clip(tubelets: Tensor, patch_size: int, t_patch_size: int, grid: 
 
 def normalize_patches(patches: Tensor) -> Tensor:
     """Each patch [..., P] minus its mean, over its standard deviation (unbiased, ε = 1e-6 under the root; MAE §3)."""
+    mean, spread = patch_statistics(patches)
+    return (patches - mean) / spread
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread of each patch [..., P], both [..., 1], as `normalize_patches` takes them out."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return (patches - mean) / (variance + 1e-6).sqrt()
+    return mean, (variance + 1e-6).sqrt()
 
 
-def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over the hidden patches: prediction and target [B, N, P], mask [B, N] (1 = hidden) → scalar.
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """[B, N, P] twice → the mean over a patch's pixels, [B, N] (MAE §3)."""
+    return F.mse_loss(prediction, target, reduction="none").mean(dim=-1)  # one pass over the pixels, not two
 
-    The mean runs over patches, not over images, and does not depend on B.
+
+def absolute_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """[B, N, P] twice → the mean over a patch's pixels, [B, N] (SimMIM, Xie et al. 2021, §3.4)."""
+    return F.l1_loss(prediction, target, reduction="none").mean(dim=-1)
+
+
+# To add a loss, write such a function and give it a name here and in `ml.config.LossKind`.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": squared_error, "l1": absolute_error}
+
+
+def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, kind: str = "mse") -> Tensor:
+    """Mean error over the hidden patches: prediction and target [B, N, P], mask [B, N] (1 = hidden) → scalar.
+
+    The mean runs over patches, not over images, and does not depend on B. kind: one of `LOSSES`.
     """
-    error = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=-1)  # one pass over the pixels, not two
+    error = LOSSES[kind](prediction.float(), target)
     return (error * mask).sum() / mask.sum()

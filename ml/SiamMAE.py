@@ -9,183 +9,49 @@ Legend: B pasts in a batch, F futures of each (what is [B·F, …] has the futur
 K kept (visible) patches, D width, M memory tokens, P pixels in a patch, h w patch grid.
 """
 
-import re
-from functools import partial
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from timm.layers import Mlp
-from timm.models.vision_transformer import Block
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from common.errors import InputError
-from mae.masking import mask_noise, random_masking
-from mae.models_mae import (
-    ARCHITECTURES,
-    LayerNorm,
-    MAEEncoder,
-    MaskedAutoencoderViT,
-    init_weights,
-    noise_for,
-    positions_for,
-    restore_tokens,
-    through,
-)
+from mae.masking import check_some_hidden, mask_noise, random_masking
+from mae.models_mae import ARCHITECTURES, MAEEncoder, MaskedAutoencoderViT, noise_for
 from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, pixel_statistics
-from mae.patches import denormalize, grid_size, masked_loss, normalize, normalize_patches
-from mae.positions import sincos_positions
-from mae.weights import download_pretrained_model, load_pretrained_st
-from mae.weights import load_pretrained as prepare_model
+from mae.patches import grid_size, masked_loss, normalize_patches, patch_statistics
+from mae.pretraining import Comparison, Export, PretrainingModel, folded
+from mae.weights import download_pretrained_model, load_pretrained, load_pretrained_st
+from ml.decoders import DECODERS, CrossDecoder
 
-__all__ = ["MODELS", "CrossDecoder", "Model", "SiamMAE", "build_model", "download_pretrained_model", "prepare_model"]
+__all__ = [
+    "DECODERS",
+    "MODELS",
+    "CrossDecoder",
+    "Model",
+    "SiamMAE",
+    "build_model",
+    "download_pretrained_model",
+    "prepare_model",
+]
 
-DecoderKind = Literal["cross-self", "cross", "joint"]
-EncoderKind = Literal["siamese", "joint"]
-
-
-SelfBlock = partial(Block, qkv_bias=True, norm_layer=LayerNorm)  # MAE's own
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention of queries x [B·F, N, D] to a memory [B, M, D] → [B·F, N, D].
-
-    Queries do not see each other, so those of all futures of one past are taken together, and f1's keys and values are
-    computed once.
-    """
-
-    def __init__(self, dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        B, _, D = memory.shape
-        q = self.q(x).reshape(B, -1, self.num_heads, D // self.num_heads).transpose(1, 2)  # [B, heads, F·N, D / heads]
-        k, v = self.kv(memory).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+Model = PretrainingModel
+ENCODERS = ("siamese", "joint")
 
 
-class CrossSelfBlock(nn.Module):
-    """Cross-attention to f1, then self-attention and MLP; `block` is MAE's, so it can keep MAE's weights."""
-
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
-        super().__init__()
-        self.cross_norm = LayerNorm(dim)
-        self.cross = CrossAttention(dim, num_heads)
-        self.block = SelfBlock(dim, num_heads, mlp_ratio)
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        return self.block(x + self.cross(self.cross_norm(x), memory))
-
-
-class CrossBlock(nn.Module):
-    """Cross-attention to f1, then MLP: the places of f2 do not see each other."""
-
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
-        super().__init__()
-        self.cross_norm = LayerNorm(dim)
-        self.cross = CrossAttention(dim, num_heads)
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        x = x + self.cross(self.cross_norm(x), memory)
-        return x + self.mlp(self.norm2(x))
-
-
-class CrossDecoder(nn.Module):
-    """Predicts every patch of f2 from f2's visible tokens and all of f1's (SiamMAE §3, "Decoder").
-
-    kind `cross-self` (the paper's default): cross-attention to f1, self-attention, MLP in each block; `cross`: without
-    the self-attention; `joint`: self-attention over both frames' tokens. f2's class token is among the queries, f1's
-    among the keys. Both frames get the same positions: the model is not told which came first (no temporal position).
-    `checkpointing` (an attribute) is as in `MAEEncoder`.
-    """
-
-    checkpointing = False
-
-    def __init__(
-        self,
-        encoder_dim: int,
-        patch_size: int,
-        grid: tuple[int, int],
-        *,
-        dim: int = 256,
-        depth: int = 4,
-        num_heads: int = 8,
-        kind: DecoderKind = "cross-self",
-        mlp_ratio: float = 4.0,
-    ):
-        super().__init__()
-        if kind not in get_args(DecoderKind):
-            raise InputError(f"decoder kind {kind!r} is unknown; there are {', '.join(get_args(DecoderKind))}")
-        self.kind, self.grid, self.size = kind, grid, (dim, depth, num_heads)
-        self.embed = nn.Linear(encoder_dim, dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(sincos_positions(dim, grid), requires_grad=False)
-        self.memory_norm = nn.Identity() if kind == "joint" else LayerNorm(dim)
-        build: Any = {"cross-self": CrossSelfBlock, "cross": CrossBlock, "joint": SelfBlock}[kind]
-        self.blocks = nn.ModuleList(build(dim, num_heads, mlp_ratio) for _ in range(depth))
-        self.norm = LayerNorm(dim)
-        self.pred = nn.Linear(dim, patch_size**2 * 3)
-        nn.init.normal_(self.mask_token, std=0.02)
-        self.apply(init_weights)
-
-    @classmethod
-    def around(cls, mae: MaskedAutoencoderViT, kind: DecoderKind = "cross-self") -> "CrossDecoder":
-        """A decoder of the size of MAE's that begins with MAE's weights.
-
-        Cross-attention joins with an output of zero, so that `cross-self` begins by predicting what MAE predicts.
-        """
-        size, mlp_ratio = mae.decoder_config, mae.encoder_config["mlp_ratio"]
-        if mae.cross_decoder is not None and kind == mae.cross_decoder.kind:  # of weights that were trained on pairs
-            decoder = cls(mae.embed_dim, mae.patch_size, mae.grid, kind=kind, **mae.cross_decoder.sizes)
-            decoder.load_state_dict(mae.cross_decoder.state)
-            return decoder
-        dim, depth, num_heads = (size[f"decoder_{x}"] for x in ("embed_dim", "depth", "num_heads"))
-        decoder = cls(
-            mae.embed_dim, mae.patch_size, mae.grid,
-            dim=dim, depth=depth, num_heads=num_heads, kind=kind, mlp_ratio=mlp_ratio,
-        )  # fmt: skip
-        state = mae.state_dict()
-        public = {k.removeprefix("decoder_"): v for k, v in state.items() if k.startswith(("decoder_", "mask_token"))}
-        if kind == "cross-self":
-            public = {re.sub(r"^blocks\.\d+\.", r"\g<0>block.", key): value for key, value in public.items()}
-        own = decoder.state_dict()
-        decoder.load_state_dict(own | {k: v for k, v in public.items() if k in own})  # `cross` has no self-attention
-        for module in decoder.modules():
-            if isinstance(module, CrossAttention):
-                nn.init.zeros_(module.proj.weight)
-        return decoder
-
-    def forward(self, past: Tensor, future: Tensor, ids_restore: Tensor, grid: tuple[int, int]) -> Tensor:
-        """f1's tokens [B, M, D], the futures' visible ones [B·F, 1 + K, D], ids_restore [B·F, N] → [B·F, N, P]."""
-        positions = positions_for(self.pos_embed, self.grid, grid)
-        memory = self.memory_norm(self.embed(past) + positions)
-        x = restore_tokens(self.embed(future), self.mask_token, ids_restore) + positions
-        checkpointing = self.checkpointing and self.training
-        if self.kind == "joint":
-            x = torch.cat([x, memory.repeat_interleave(len(x) // len(memory), dim=0)], dim=1)
-            x = through(self.blocks, x, checkpointing=checkpointing)
-        else:
-            x = through(self.blocks, x, memory, checkpointing=checkpointing)
-        N = ids_restore.shape[1]
-        return self.pred(self.norm(x[:, 1 : 1 + N]))
-
-
-class SiamMAE(nn.Module):
+class SiamMAE(PretrainingModel):
     """An MAE encoder and a `CrossDecoder`.
 
     mae: whose encoder is copied, and with `pretrained_decoder` (default: if it was loaded with one) its decoder too;
     else a new decoder of `decoder_size` (width, depth, heads). encoder_kind `siamese` reads each frame by itself with
     the same weights; `joint` reads both frames' tokens together. norm_pix_loss is mae's unless given.
-
-    How it is computed, which is no part of `config`: checkpointing keeps only what enters each block in training and
-    computes the rest twice. decoder_float32 takes the decoder out of autocast's reach, in full precision.
     """
+
+    STATISTICS = {
+        "past": "normalised prediction, shown with mean and spread of f1's patch at the same place",
+        "target": "normalised prediction, shown with mean and spread of the HIDDEN patch: part of the answer",
+    }
 
     def __init__(
         self,
@@ -193,19 +59,21 @@ class SiamMAE(nn.Module):
         mask_ratio: float = 0.75,
         device: torch.device | str | None = None,
         *,
-        encoder_kind: EncoderKind = "siamese",
-        decoder_kind: DecoderKind = "cross-self",
+        encoder_kind: str = "siamese",
+        decoder_kind: str = "cross-self",
         decoder_size: tuple[int, int, int] = (256, 4, 8),
         pretrained_decoder: bool | None = None,
         norm_pix_loss: bool | None = None,
+        loss: str = "mse",
         checkpointing: bool = False,
         decoder_float32: bool = False,
     ):
-        super().__init__()
-        if encoder_kind not in get_args(EncoderKind):
-            raise InputError(f"encoder kind {encoder_kind!r} is unknown; there are {', '.join(get_args(EncoderKind))}")
-        self.mask_ratio, self.encoder_kind, self.decoder_kind = mask_ratio, encoder_kind, decoder_kind
-        self.norm_pix_loss = getattr(mae, "norm_pix_loss", True) if norm_pix_loss is None else norm_pix_loss
+        super().__init__(
+            mask_ratio, loss, getattr(mae, "norm_pix_loss", True) if norm_pix_loss is None else norm_pix_loss
+        )
+        if encoder_kind not in ENCODERS:
+            raise InputError(f"encoder kind {encoder_kind!r} is unknown; there are {', '.join(ENCODERS)}")
+        self.encoder_kind, self.decoder_kind = encoder_kind, decoder_kind
         self.patch_size, self.grid = mae.patch_size, mae.grid
         self.encoder = MAEEncoder(**mae.encoder_config)
         own = self.encoder.state_dict()
@@ -229,7 +97,6 @@ class SiamMAE(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that `build_model` needs to build the model again, as plain values."""
         return dict(
             model="SiamMAE",
             mae=self.encoder.config,
@@ -238,7 +105,12 @@ class SiamMAE(nn.Module):
             decoder_kind=self.decoder_kind,
             decoder_size=list(self.decoder.size),
             norm_pix_loss=self.norm_pix_loss,
+            loss=self.loss,
         )
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int, int]:
+        return 2, 3, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
     def forward(
         self, video: Tensor, *, noise: Tensor | None = None, seeds: Tensor | None = None
@@ -248,8 +120,9 @@ class SiamMAE(nn.Module):
         A past may have F futures, [B, 1 + F, 3, H, W] (`dataset_loader`'s `futures`): it is read once, and prediction
         and mask are [B·F, …], number b·F + f the f-th future of past b. mask is 1 where a patch was hidden; it follows
         from `noise` [B·F, N], or from the samples' `seeds` [B], of which the first future's mask does not depend on F,
-        or else from torch's global generator. The loss is the squared error on hidden patches only (§3, "Loss").
+        or else from torch's global generator. The loss is the error on hidden patches only (§3, "Loss").
         """
+        video, seeds = folded(video, seeds)
         if video.ndim != 5 or video.shape[1] < 2 or video.shape[2] != 3:
             raise InputError(
                 f"video has shape {list(video.shape)}; expected [B, 2, 3, H, W]: f1 and f2 in RGB, or more futures"
@@ -267,9 +140,10 @@ class SiamMAE(nn.Module):
             noise = mask_noise(seeds.to(video.device), futures * h * w).reshape(-1, h * w)  # one stream a sample
         noise = noise_for(future, h * w, noise, None)
         ids_keep, mask, ids_restore = random_masking(noise, self.mask_ratio)
+        check_some_hidden(ids_keep, h * w, self.mask_ratio)
         past_tokens, future_tokens = self.encode_pair(past, future, ids_keep)
         prediction = self.decode(past_tokens, future_tokens, ids_restore, (h, w))
-        return masked_loss(prediction, self.target(future), mask), prediction, mask
+        return masked_loss(prediction, self.target(frames), mask, self.loss), prediction, mask
 
     def encode_pair(self, past: Tensor, future: Tensor, ids_keep: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels of f1 [B, 3, H, W] and the futures [B·F, …] → [B, 1 + N, D], and kept [B·F, 1 + K, D]."""
@@ -287,26 +161,41 @@ class SiamMAE(nn.Module):
         with torch.autocast(past.device.type, enabled=False):
             return self.decoder(past.float(), future.float(), ids_restore, grid)
 
-    def target(self, future: Tensor) -> Tensor:
-        """What is to be predicted: f2's patches [B, N, P] of normalised pixels [B, 3, H, W]."""
-        patches = self.patchify(future)
-        return normalize_patches(patches) if self.norm_pix_loss else patches
+    def predicted_frames(self, frames: int) -> list[int]:
+        """All but the past."""
+        return list(range(1, frames))
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        return self.patchify(pixels[:, 1:].flatten(0, 1))
+
+    def guessed_statistics(self, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each place those of f1's patch there."""
+        mean, spread = patch_statistics(self.patchify(pixels[:, 0]))
+        futures = pixels.shape[1] - 1
+        return mean.repeat_interleave(futures, dim=0), spread.repeat_interleave(futures, dim=0)
+
+    def compare(self, video: Tensor, batch: Mapping[str, Any]) -> Comparison:
+        """What is copied is f1's patch at the same place, normalised by its own statistics; `wrong f1` is the model,
+        given the f1 of another video. Parts: `short` gaps, up to 26/30 s, and `long` ones."""
+        pixels, seeds = self.normalize(video[:, :2]), batch["seed"]
+        target, copy = self.target(pixels), normalize_patches(self.patchify(pixels[:, 0]))
+        _, prediction, mask = self(video[:, :2], seeds=seeds)
+        _, fooled, _ = self(torch.stack([video[strangers(batch["path"]), 0], video[:, 1]], dim=1), seeds=seeds)
+        guesses = {"model": prediction, "copy": copy, "mean": torch.zeros_like(target), "wrong f1": fooled}
+        short = (batch["time"][:, 1] - batch["time"][:, 0] <= 26 / 30).to(mask.device)[:, None]
+        return Comparison(target, guesses, {"all": mask, "short": mask * short, "long": mask * ~short})
+
+    def export_state(self) -> Export:
+        """The encoder under timm's names, which are the same because both follow ViT's: a `VisionTransformer` without
+        its head; the fixed positions travel as timm's learned ones."""
+        return Export("the encoder, under timm's names", self.encoder.state_dict(), self.encoder.config)
 
     def pairs_in(self, video: Tensor) -> int:
-        """How many pairs a batch [..., 1 + F, 3, H, W] holds: each future is one."""
+        """Each future is a pair."""
         return video.shape[:-4].numel() * (video.shape[-4] - 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Frames [B, 3, H, W] (uint8, or floats in [0, 1]) → features [B, h, w, D]; see `MAEEncoder.encode`."""
         return self.encoder.encode(images)
-
-    def normalize(self, frames: Tensor) -> Tensor:
-        """Frames [..., 3, H, W] (uint8, or floats in [0, 1]) → the pixels that the model reads and predicts."""
-        return normalize(frames)
-
-    def denormalize(self, pixels: Tensor) -> Tensor:
-        """The inverse of `normalize`: [..., 3, H, W] in [0, 1]."""
-        return denormalize(pixels)
 
     def patchify(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] → [B, N, P]."""
@@ -317,58 +206,89 @@ class SiamMAE(nn.Module):
         return self.encoder.unpatchify(patches, grid)
 
 
-Model = SiamMAE | SpatiotemporalMAE  # interchangeable in training, pictures and evaluation
+def strangers(paths: list[str]) -> list[int]:
+    """For each pair of a batch the index of a pair from another video."""
+    if len(set(paths)) < 2:
+        raise InputError(
+            f"all pairs of a batch come from {paths[0]}; a wrong f1 needs a second video: hold out more, or give more "
+            "videos"
+        )
+    n = len(paths)
+    return [next((b + d) % n for d in range(1, n) if paths[(b + d) % n] != paths[b]) for b in range(n)]
 
-# Named models: the MAE inside, and the decoder. tiny and small as the paper and its reproductions have them; base and
-# large around MAE's own decoder, as when one starts from the public MAE weights; micro learns in minutes on a laptop.
-# The MAE-ST of these sizes have 16 frames and their paper's decoder; their micro has 8 frames.
-_MICRO_CLIPS = dict(
-    img_size=64, patch_size=8, num_frames=8, pred_t_dim=4, embed_dim=128, depth=6, num_heads=4,
-    decoder_embed_dim=128, decoder_depth=2, decoder_num_heads=4,
-)  # fmt: skip
-MODELS: dict[str, dict[str, Any]] = {
-    "siammae_tiny_patch16": dict(arch="mae_vit_tiny_patch16"),
-    "siammae_small_patch16": dict(arch="mae_vit_small_patch16"),
-    "siammae_small_patch8": dict(arch="mae_vit_small_patch8"),
-    "siammae_base_patch16": dict(arch="mae_vit_base_patch16", decoder_size=(512, 8, 16)),
-    "siammae_large_patch16": dict(arch="mae_vit_large_patch16", decoder_size=(512, 8, 16)),
-    "siammae_micro_patch8": dict(
-        arch=dict(img_size=64, patch_size=8, embed_dim=128, depth=6, num_heads=4), decoder_size=(128, 2, 4)
-    ),
-    **{name.replace("_vit", ""): dict(arch=name) for name in ARCHITECTURES_ST},
-    "mae_st_micro_patch8": dict(arch=_MICRO_CLIPS),
+
+def prepare_model(chkpt_dir: str | Path, arch: str = "mae_vit_large_patch16", **overrides: Any) -> MaskedAutoencoderViT:
+    """A public MAE with its weights: see `mae.weights.load_pretrained`. chkpt_dir: the file, or its folder."""
+    return load_pretrained(chkpt_dir, arch, **overrides)
+
+
+def _siamese(*, weights: str | None, arch: str = "", encoder: dict[str, Any] | None = None, **keywords: Any) -> SiamMAE:
+    """A SiamMAE around a named MAE, with its weights if they are given, or with an encoder of its own size."""
+    if "mask_kind" in keywords:
+        raise InputError("mask_kind is for models of clips, and this is a model of pairs: leave clip_frames at 0")
+    mae = MAEEncoder(**encoder) if encoder else prepare_model(weights, arch) if weights else ARCHITECTURES[arch]()
+    names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+    size = [keywords.pop(name, 0) for name in names]
+    if any(size):
+        named = keywords.get("decoder_size", _DECODER)
+        keywords |= dict(decoder_size=tuple(x or y for x, y in zip(size, named, strict=True)), pretrained_decoder=False)
+    return SiamMAE(mae, **keywords)
+
+
+def _clips(*, weights: str | None, arch: str = "", **keywords: Any) -> SpatiotemporalMAE:
+    """A MAE-ST of a named size, with weights if they are given, or of a size of its own."""
+    if "decoder_kind" in keywords:
+        raise InputError(
+            "decoder_kind is for models of pairs, and this is a model of clips: give clip_frames, such as 16"
+        )
+    if weights:
+        return load_pretrained_st(weights, arch, **keywords)
+    return ARCHITECTURES_ST[arch](**keywords) if arch else SpatiotemporalMAE(**keywords)
+
+
+_DECODER, _MAES_DECODER = (256, 4, 8), (512, 8, 16)
+# Named models: what builds them, and with which keywords. tiny and small as the paper and its reproductions have them;
+# base and large around MAE's own decoder, as when one starts from the public MAE weights; micro learns in minutes on a
+# laptop. The MAE-ST of these sizes have 16 frames and their paper's decoder; their micro has 8 frames.
+MODELS: dict[str, tuple[Callable[..., Model], dict[str, Any]]] = {
+    "siammae_tiny_patch16": (_siamese, dict(arch="mae_vit_tiny_patch16")),
+    "siammae_small_patch16": (_siamese, dict(arch="mae_vit_small_patch16")),
+    "siammae_small_patch8": (_siamese, dict(arch="mae_vit_small_patch8")),
+    "siammae_base_patch16": (_siamese, dict(arch="mae_vit_base_patch16", decoder_size=_MAES_DECODER)),
+    "siammae_large_patch16": (_siamese, dict(arch="mae_vit_large_patch16", decoder_size=_MAES_DECODER)),
+    "siammae_micro_patch8": (_siamese, dict(
+        encoder=dict(img_size=64, patch_size=8, embed_dim=128, depth=6, num_heads=4), decoder_size=(128, 2, 4)
+    )),
+    **{name.replace("_vit", ""): (_clips, dict(arch=name)) for name in ARCHITECTURES_ST},
+    "mae_st_micro_patch8": (_clips, dict(
+        img_size=64, patch_size=8, num_frames=8, pred_t_dim=4, embed_dim=128, depth=6, num_heads=4,
+        decoder_embed_dim=128, decoder_depth=2, decoder_num_heads=4,
+    )),
+}  # fmt: skip
+# How a model that says it is of such a kind in its `config` is built again.
+KINDS: dict[str, Callable[..., Model]] = {
+    "SiamMAE": lambda mae, **keywords: SiamMAE(MAEEncoder(**mae), **keywords),
+    "MAE-ST": lambda **keywords: SpatiotemporalMAE(**{**pixel_statistics(keywords), **keywords}),
 }
 
 
-def build_model(config: str | dict[str, Any], *, weights: str | None = None, **overrides: Any) -> Any:
-    """A `Model` by name (one of `MODELS`) or from a `config` that a model or a checkpoint gave.
+def build_model(config: str | Mapping[str, Any], *, weights: str | None = None, **overrides: Any) -> Model:
+    """A model by name (one of `MODELS`) or from a `config` that a model or a checkpoint gave.
 
     weights: a public MAE checkpoint, or the folder where it lies, to start from (`prepare_model`); names only. A MAE-ST
     starts from a public MAE-ST or, inflated, from an image MAE (`load_pretrained_st`).
-    overrides: any keyword of `SiamMAE`, or of `SpatiotemporalMAE`, such as mask_ratio or device.
+    overrides: any keyword of `SiamMAE`, or of `SpatiotemporalMAE`, such as mask_ratio or device; of both
+    `decoder_embed_dim`, `decoder_depth` and `decoder_num_heads`, for a decoder of another size than the named one.
     """
     if isinstance(config, str):
         if config not in MODELS:
             raise InputError(f"model {config!r} is unknown; there are {', '.join(MODELS)}")
-        arguments: dict[str, Any] = {**MODELS[config], **overrides}
-        arch = arguments.pop("arch")
-        of_clips = config.startswith("mae_st")
-        if isinstance(arch, dict):
-            if weights and of_clips:
-                raise InputError(f"there are no public weights of the size of {config}; start it from nothing")
-            if weights:
-                mae = prepare_model(weights, None)
-                if any(mae.encoder_config[name] != size for name, size in arch.items() if name != "img_size"):
-                    raise InputError(f"{weights} holds an encoder of {mae.encoder_config}; {config} has one of {arch}")
-                return SiamMAE(mae, **arguments)
-            return SpatiotemporalMAE(**{**arch, **arguments}) if of_clips else SiamMAE(MAEEncoder(**arch), **arguments)
-        if of_clips:
-            return load_pretrained_st(weights, arch, **arguments) if weights else ARCHITECTURES_ST[arch](**arguments)
-        return SiamMAE(prepare_model(weights, arch) if weights else ARCHITECTURES[arch](), **arguments)
+        build, keywords = MODELS[config]
+        if weights and "arch" not in keywords:
+            raise InputError(f"there are no public weights of the size of {config}; start it from nothing")
+        return build(weights=weights, **{**keywords, **overrides})
     arguments = {**config, **overrides}
     kind = arguments.pop("model", None)
-    if kind == "MAE-ST":
-        return SpatiotemporalMAE(**{**pixel_statistics(config), **arguments})
-    if kind != "SiamMAE":
-        raise InputError(f"this configuration is of a model {kind!r}; expected 'SiamMAE' or 'MAE-ST'")
-    return SiamMAE(MAEEncoder(**arguments.pop("mae")), **arguments)
+    if kind not in KINDS:
+        raise InputError(f"this configuration is of a model {kind!r}; expected {' or '.join(map(repr, KINDS))}")
+    return KINDS[kind](**arguments)

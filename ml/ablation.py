@@ -5,7 +5,6 @@ again: those that are finished are read, the others go on.
 """
 
 import csv
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -16,12 +15,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from common.errors import InputError
 from common.files import write_atomically
+from ml.config import RunConfig, field_types
 from ml.logs import read_losses
-from ml.presets import RunConfig
 from ml.runs import FREE
 from ml.SiamMAE import MODELS
 
@@ -78,7 +77,7 @@ def read_grid(words: Sequence[str]) -> Grid:
 
     Names are the fields of RunConfig, values are of their types; a field with one value holds for all cells.
     """
-    kinds = get_type_hints(RunConfig)
+    kinds = field_types()
     grid: Grid = {}
     for word in words:
         name, equals, values = word.partition("=")
@@ -140,8 +139,8 @@ def make_cells(base: RunConfig, grid: Grid, about: Any = None) -> list[Cell]:
 
 def _prefix(base: RunConfig, config: RunConfig, about: Any) -> str:
     """What differs from the preset, for people, and a checksum of all that decides the numbers."""
-    deciding = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
-    changed = [f"{name}-{value}" for name, value in deciding.items() if value != getattr(base, name)]
+    deciding = {name: value for name, value in config.flat().items() if name not in FREE}
+    changed = [f"{name}-{value}" for name, value in deciding.items() if value != base.flat()[name]]
     checksum = hashlib.sha256(json.dumps([deciding, about], sort_keys=True, default=str).encode()).hexdigest()[:8]
     return re.sub(r"[^\w.-]", "-", "_".join([*changed, ""]))[:150] + f"{checksum}_"
 
@@ -149,7 +148,7 @@ def _prefix(base: RunConfig, config: RunConfig, about: Any) -> str:
 def finished_run(cell: Cell, root: Path) -> str | None:
     """The name of the newest run of a cell that has reached its last epoch, or None."""
     stamp = re.compile(re.escape(cell.prefix) + r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
-    found = (root / "checkpoints").glob(f"*/{cell.config.epochs}.pt")
+    found = (root / "checkpoints").glob(f"*/{cell.config.optimisation.epochs}.pt")
     runs = [path.parent.name for path in found if stamp.fullmatch(path.parent.name)]
     return max((run for run in runs if (root / "losses" / f"{run}.txt").is_file()), default=None)
 
@@ -181,7 +180,7 @@ def rows_of(results: Sequence[Result], grid: Grid) -> list[Row]:
             for name in MEASURES
         }
         notes = [
-            f"seed {result.cell.config.seed}: {result.note}" if len(group) > 1 else result.note
+            f"seed {result.cell.config.run.seed}: {result.note}" if len(group) > 1 else result.note
             for result in group
             if result.note
         ]

@@ -220,8 +220,7 @@ class Figures(Listener):
     def on_saved(self, record: EpochRecord) -> None:
         if not record.checkpoint:
             return
-        from ml.figures import loss_figure, save_figure, show
-        from ml.utils import plot_sample
+        from ml.plots import loss_figure, plot_sample, save_figure, show
 
         log = self._place.losses
         if self._model:

@@ -13,7 +13,7 @@ import numpy as np
 from common.errors import InputError
 from common.files import write_atomically
 
-# What numpy's arrays are pickled with, by its old and its new module names. Nothing else is ever looked up.
+# What numpy's arrays are pickled with, under its old and its new module names. Nothing else is ever imported.
 _ADMITTED = {
     (module, name)
     for module, names in {
@@ -22,7 +22,7 @@ _ADMITTED = {
         "numpy._core.multiarray": ("_reconstruct", "scalar"),
         "numpy.core.numeric": ("_frombuffer",),
         "numpy._core.numeric": ("_frombuffer",),
-        "_codecs": ("encode",),  # how bytes travel in protocol 2
+        "_codecs": ("encode",),  # bytes in protocol 2
     }.items()
     for name in names
 }
@@ -53,6 +53,23 @@ def load_samples(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle may raise nearly anything
         raise InputError(f"{path} is refused: {error}; only numpy arrays are read from it") from None
     return _checked(samples, path)
+
+
+def pairs_for(sample_shape: tuple[int, int, int, int], path: str | Path) -> list[dict[str, Any]]:
+    """The pairs of a file as samples [2, 3, H, W] of a model's size: `video`, `time`, `name`, and their number as
+    `seed`. An InputError if the model does not take pairs."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    if sample_shape[0] != 2:
+        raise InputError(f"{path} holds pairs, and this is a model of clips: name videos with --data instead")
+    samples = load_samples(path)
+    video, size = torch.from_numpy(samples["video"]), sample_shape[2:]
+    if video.shape[-2:] != size:
+        small = interpolate(video.flatten(0, 1).float(), size, mode="bicubic", antialias=True)
+        video = small.round().clamp(0, 255).byte().unflatten(0, video.shape[:2])
+    names = zip(video, samples["time"], samples["name"], strict=True)
+    return [dict(video=pair, time=time, name=name, seed=k) for k, (pair, time, name) in enumerate(names)]
 
 
 def _checked(samples: Any, path: str | Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def serve() -> None:
     import torch
 
     import cli.train  # noqa: F401  # everything that a run needs, once
-    import ml.figures  # noqa: F401
+    import ml.plots  # noqa: F401
     from cli.main import main
 
     torch.set_num_threads(1)
