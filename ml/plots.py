@@ -194,7 +194,7 @@ def plot_sample(
     from ml.reconstruction import reconstruct
 
     row = reconstruct(sample, model.to(best_device(device)), statistics=statistics)
-    return reconstruction_figure([row], heading=f"{row.hidden:.0%} hidden")
+    return reconstruction_figure([row], heading=f"{model.mask_ratio:.0%} hidden")
 
 
 def samples_figure(

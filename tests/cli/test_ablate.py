@@ -140,7 +140,7 @@ def test_cells_are_named_by_what_decides_them():
     many = make_cells(base, read_grid(["rotation=0,10", "seed=0,1,2", "mask_ratio=0.5,0.95", "workers=2"]), ["videos"])
     assert len(many) == 12 and {cell.prefix for cell in few} < {cell.prefix for cell in many}
     assert len({cell.prefix for cell in many}) == 12 and few[0].prefix.startswith("mask_ratio-0.5_seed-1_")
-    assert many[0].config.rotation == 0.0 and many[0].config.workers == 2
+    assert many[0].config.data.rotation == 0.0 and many[0].config.run.workers == 2
     others = make_cells(base, read_grid(["mask_ratio=0.5", "seed=1,2"]), ["other videos"])
     others += make_cells(base, read_grid(["mask_ratio=0.5", "seed=1,2", "epochs=3"]), ["videos"])
     assert not {cell.prefix for cell in few} & {cell.prefix for cell in others}

@@ -72,7 +72,7 @@ def test_resuming_from_the_shell(run, clips, capsys):
 
 
 def test_learn_compares_with_copying(clips, tmp_path, capsys):
-    options = ["--preset-name", "smoke", "--steps", "4", "--held-out", "0.2", "--family", "family1"]
+    options = ["--preset", "smoke", "--steps", "4", "--held-out", "0.2", "--family", "family1"]
     assert main(["learn", "--data", str(clips), "--out", str(tmp_path), *options]) == 0
     assert "| untrained | all |" in capsys.readouterr().out
     names = {p.suffix for p in tmp_path.glob("learn_*")}
@@ -105,7 +105,7 @@ def test_learn_compares_with_copying(clips, tmp_path, capsys):
         (["samples", "--out", "{text}"], "not overwritten"),
         (["samples", "--out", "s.pickle", "--count", "0"], "count is 0"),
         (["weights", "nosuch.pth"], "no public weights of that name; there are mae_"),
-        (["learn", "--data", "{clips}", "--held-out", "0.01"], "for the comparison with a wrong f1 it takes 2"),
+        (["learn", "--data", "{clips}", "--held-out", "0.01"], "a wrong f1 needs a second video"),
         (["export", "{text}", "--out", "x.pth"], "text.mp4"),
         (["export", "{text}", "--out", "x"], "x ends in nothing; weights are written as .safetensors, .pth or .pt"),
         (["export", "{text}", "--out", "x.onnx"], "x.onnx ends in .onnx"),

@@ -89,7 +89,7 @@ def test_the_loss_on_held_out_clips_and_their_picture(run, clips, capsys):
 def test_pictures_and_films_at_several_ratios(run, clips, tmp_path, capsys):
     root, name = run
     words = ["plot", name, "--root", root, "--data", clips, "--device", "cpu"]
-    three = ["--mask-ratio", "0.5", "0.75", "0.9", "--clips", "1"]
+    three = ["--mask-ratio", "0.5", "0.75", "0.9", "--count", "1"]
     for out, options in {"sheet.png": three, "film.gif": three, "film.mp4": ["--mask-kind", "tube"]}.items():
         assert main([str(word) for word in [*words, "--out", tmp_path / out, *options]]) == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -123,10 +123,10 @@ def _frames(gif):
     ("arguments", "sentence"),
     [
         (["--out", "x.txt"], "clips are drawn as .png, .gif, .mp4"),
-        (["--out", "x.png", "--samples", "samples.pickle"], "holds pairs, and this is a model of clips"),
-        (["--out", "x.png", "--statistics", "past"], "a model of clips: visible or target"),
+        (["--out", "x.png", "--samples", "samples.pickle"], "are both given"),
+        (["--out", "x.png", "--statistics", "past"], "this model has visible or target"),
         (["--out", "x.png", "--mask-ratio", "90"], "0.95 for 95 %"),
-        (["--out", "x.png", "--clips", "0"], "clips is 0"),
+        (["--out", "x.png", "--count", "0"], "count is 0"),
     ],
 )
 def test_a_wrong_plot_gets_one_sentence(arguments, sentence, run, clips, tmp_path, monkeypatch, capsys):
@@ -139,7 +139,7 @@ def test_a_wrong_plot_gets_one_sentence(arguments, sentence, run, clips, tmp_pat
 
 def test_without_videos_the_built_in_clips_are_drawn_or_named(run, tmp_path, monkeypatch, capsys):
     root, name = run
-    words = ["plot", name, "--root", str(root), "--device", "cpu", "--clips", "1", "--out"]
+    words = ["plot", name, "--root", str(root), "--device", "cpu", "--count", "1", "--out"]
     assert main([*words, str(tmp_path / "a.png")]) == 0
 
     def none():
@@ -287,7 +287,7 @@ def test_sources_of_features(run, tmp_path):
 
 
 def test_learn_compares_clips_with_copying(clips, tmp_path, capsys):
-    options = ["--preset-name", "mae_st_large_smoke", "--steps", "4", "--held-out", "0.2", "--family", "family1"]
+    options = ["--preset", "mae_st_large_smoke", "--steps", "4", "--held-out", "0.2", "--family", "family1"]
     assert main(["learn", "--data", str(clips), "--out", str(tmp_path), *options]) == 0
     said = capsys.readouterr().out
     assert "| checkpoint | which | model | copy | copy × factor | mean | model / copy |" in said
@@ -296,20 +296,21 @@ def test_learn_compares_clips_with_copying(clips, tmp_path, capsys):
 
 
 def test_the_papers_recipe():
-    """FACTS, "the other model": what is public of it, field by field; repetitions are not counted in the batch."""
+    """Feichtenhofer et al. 2022, appendix A, field by field; repetitions are not counted in the batch."""
     config = preset("mae_st_large").config
-    assert (config.clip_frames, config.stride, config.image_size, config.mask_ratio) == (16, 4, 224, 0.9)
-    assert (config.mask_kind, config.repeated_sampling, config.clip_grad) == ("agnostic", 4, 0.02)
-    assert (config.base_lr, config.warmup_epochs, config.epochs, config.layer_decay) == (1.6e-3, 5, 100, 1.0)
-    videos = config.batch_size // config.repeated_sampling
+    data, how = config.data, config.optimisation
+    assert (data.clip_frames, data.stride, data.image_size, config.model.mask_ratio) == (16, 4, 224, 0.9)
+    assert (config.model.mask_kind, data.repeated_sampling, how.clip_grad) == ("agnostic", 4, 0.02)
+    assert (how.base_lr, how.warmup_epochs, how.epochs, how.layer_decay) == (1.6e-3, 5, 100, 1.0)
+    videos = how.batch_size // data.repeated_sampling
     assert config.peak_lr == pytest.approx(1.6e-3 * videos / 256) == pytest.approx(3.2e-3)
     arguments = config.train_arguments
-    assert arguments["base_lr"] * config.batch_size / 256 == pytest.approx(config.peak_lr)  # what `train` makes of it
+    assert arguments["base_lr"] * how.batch_size / 256 == pytest.approx(config.peak_lr)  # what `train` makes of it
     assert config.replace(repeated_sampling=1, batch_size=videos).peak_lr == pytest.approx(config.peak_lr)
     assert config.shares(4) == (16, 32)  # torchrun --nproc_per_node=4
     assert preset("mae_st_large_smoke").config.train_arguments["clip_grad"] == 0.02
     with torch.device("meta"):
-        model = build_model(config.model, **config.model_arguments).config
+        model = build_model(config.model.model, **config.model_arguments).config
     sizes = dict(img_size=224, patch_size=16, num_frames=16, t_patch_size=2, pred_t_dim=8, embed_dim=1024, depth=24)
     decoder = dict(num_heads=16, decoder_embed_dim=512, decoder_depth=4, decoder_num_heads=16, norm_pix_loss=True)
     assert {key: model[key] for key in (*sizes, *decoder)} == sizes | decoder
@@ -318,8 +319,8 @@ def test_the_papers_recipe():
 def test_a_checkpoint_without_a_configuration_says_what_its_clips_were():
     model = build_model("mae_st_micro_patch8")
     config = config_of(dict(config=model.config, run_config=None))
-    assert config.of_clips and (config.clip_frames, config.image_size) == (8, 64)
+    assert config.of_clips and (config.data.clip_frames, config.data.image_size) == (8, 64)
     assert config.dataset_arguments["clip_frames"] == 8 and config.dataset_arguments["stride"] == 4
     pairs = config_of(dict(config=build_model("siammae_micro_patch8").config))
-    assert not pairs.of_clips and pairs.image_size == 64
-    assert config_of(dict(run_config={"image_size": 96}, config={})).image_size == 96
+    assert not pairs.of_clips and pairs.data.image_size == 64
+    assert config_of(dict(run_config={"image_size": 96}, config={})).data.image_size == 96

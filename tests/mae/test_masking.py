@@ -1,12 +1,10 @@
 """Masks: the count, the partition, the restoring permutation."""
 
-from typing import get_args
-
 import pytest
 import torch
 
 from common.errors import InputError
-from mae.masking import MaskKind, clip_masking, mask_noise, random_masking, visible_count
+from mae.masking import MASKINGS, clip_masking, mask_noise, random_masking, visible_count
 
 
 @pytest.mark.parametrize(("mask_ratio", "visible"), [(0, 196), (0.5, 98), (0.75, 49), (0.9, 19), (0.95, 9)])
@@ -43,7 +41,7 @@ def test_kept_and_hidden_are_all_and_restoring_puts_them_back(mask_ratio):
 
 # Of clips: 6 steps in time with 5 places each.
 T, S = 6, 5
-KINDS = get_args(MaskKind)
+KINDS = tuple(MASKINGS)
 
 
 def clip_masks(kind, mask_ratio, B=4, steps=T, places=S, seed=0):
@@ -108,6 +106,12 @@ def test_drawn_units_are_hidden_equally_often(kind, unit):
     share = (masks[:, 0] if kind == "tube" else masks[:, :, 0]).mean(0)
     expected = 1 - visible_count(unit, 0.5) / unit
     assert (share - expected).abs().max() < 4.5 * (expected * (1 - expected) / 4000) ** 0.5
+
+
+def test_a_mask_that_hides_nothing_is_refused():
+    check_some_hidden(torch.zeros(2, 11), 12, 0.1)
+    with pytest.raises(InputError, match="at a mask ratio of 0.05 all 12 patches stay visible"):
+        check_some_hidden(random_masking(torch.rand(2, 12), 0.05)[0], 12, 0.05)
 
 
 def test_bad_kinds_and_steps_are_named():

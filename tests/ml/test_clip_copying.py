@@ -1,14 +1,12 @@
 """A model of clips beside the copy of the nearest visible tubelet in time: nested loops, and known errors."""
 
-from typing import get_args
-
 import pytest
 import torch
 
 from common.errors import InputError
-from mae.masking import MaskKind
+from mae.masking import MASKINGS, nearest_in_time
 from mae.models_mae_st import SpatiotemporalMAE
-from ml.reconstruction import _nearest_in_time, compare_clip_with_copying, masking, reconstruct_sample
+from ml.reconstruction import compare_with_copying, masking, reconstruct
 
 SIZE, FRAMES, STEPS, PLACES = (24, 32), 6, 3, 12  # 3×4 places of 8 pixels, tubelets of 2 frames
 
@@ -35,13 +33,13 @@ def nearest(n, visible):
     return min(candidates)[1] if candidates else None
 
 
-@pytest.mark.parametrize("kind", get_args(MaskKind))
+@pytest.mark.parametrize("kind", MASKINGS)
 @pytest.mark.parametrize("ratio", [0.5, 0.9])
 def test_the_nearest_visible_tubelet_by_nested_loops(kind, ratio):
     model = tiny(mask_kind=kind, mask_ratio=ratio)
     for batch in batches():
         masks = model(batch["video"], seeds=batch["seed"])[2]
-        for mask, found in zip(masks, _nearest_in_time(masks, STEPS).tolist(), strict=True):
+        for mask, found in zip(masks, nearest_in_time(masks, STEPS).tolist(), strict=True):
             visible = [n for n in range(36) if mask[n] == 0]
             expected = [nearest(n, visible) for n in range(36)]
             assert [n for n, e in zip(found, expected, strict=True) if e is not None] == [
@@ -67,7 +65,7 @@ def test_the_errors_by_nested_loops(predicted):
                     row = target[n].double(), guess[n].double(), copy.double()
                     rows["all"].append(row)
                     rows["unseen" if other is None else "seen"].append(row)
-    table = compare_clip_with_copying(model, batches())
+    table = compare_with_copying(model, batches())
     assert len(rows["seen"]) > 5 and len(rows["unseen"]) > 5
     for part, content in rows.items():
         target, guess, copy = (torch.stack(x).detach() for x in zip(*content, strict=True))
@@ -90,30 +88,30 @@ def test_the_errors_by_nested_loops(predicted):
 def test_the_copy_of_a_still_clip_is_perfect_and_that_of_noise_is_not():
     """Where nothing moves, what was seen at another step is the answer; noise copied costs the mean's error twice."""
     model = tiny(mask_kind="prospective").train()
-    assert compare_clip_with_copying(model, batches(still=True))["all"]["copy"] == pytest.approx(0, abs=1e-10)
-    noise = compare_clip_with_copying(model, batches())["all"]
+    assert compare_with_copying(model, batches(still=True))["all"]["copy"] == pytest.approx(0, abs=1e-10)
+    noise = compare_with_copying(model, batches())["all"]
     assert noise["copy"] == pytest.approx(2, abs=0.1) and noise["copy × factor"] == pytest.approx(1, abs=0.02)
-    assert model.training and compare_clip_with_copying(model, batches())["unseen"] == {}
-    assert compare_clip_with_copying(model, batches()) == compare_clip_with_copying(model, batches())
+    assert model.training and compare_with_copying(model, batches())["unseen"] == {}
+    assert compare_with_copying(model, batches()) == compare_with_copying(model, batches())
 
 
 def test_the_models_own_error_is_its_loss():
     model = tiny()
     with torch.no_grad():
         losses = [model(batch["video"], seeds=batch["seed"])[0].item() for batch in batches()]
-    assert compare_clip_with_copying(model, batches())["all"]["model"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    assert compare_with_copying(model, batches())["all"]["model"] == pytest.approx(sum(losses) / 2, rel=1e-5)
     with pytest.raises(InputError, match="predicts plain pixels"):
-        compare_clip_with_copying(tiny(norm_pix_loss=False), batches())
+        compare_with_copying(tiny(norm_pix_loss=False), batches())
 
 
 def test_another_ratio_and_kind_for_a_while():
     model = tiny()
     sample = {"video": next(batches())["video"][0], "seed": 3}
-    row = reconstruct_sample(sample, model, mask_ratio=0.5, mask_kind="prospective")
+    row = reconstruct(sample, model, mask_ratio=0.5, mask_kind="prospective")
     assert (row.mask_kind, row.hidden) == ("prospective", pytest.approx(2 / 3))
     assert (model.mask_ratio, model.mask_kind) == (0.75, "agnostic")
     with pytest.raises(InputError, match="'sideways' is unknown"):
-        reconstruct_sample(sample, model, mask_kind="sideways")
+        reconstruct(sample, model, mask_kind="sideways")
     with masking(model, 0.1, "tube"):
         assert (model.mask_ratio, model.mask_kind) == (0.1, "tube")
     assert (model.mask_ratio, model.mask_kind) == (0.75, "agnostic")

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dataset_loader.preparing.encoding import write_video
+from mae.masking import fill_from_visible
 from mae.models_mae_st import SpatiotemporalMAE
-from ml.figures import animation, clip_figure, plot_clip, save_gif
-from ml.reconstruction import _from_visible, reconstruct_clip, reconstruct_sample
+from ml.plots import animation, plot_sample, reconstruction_figure, save_gif
+from ml.reconstruction import reconstruct
 
 FRAMES, SIZE, STEPS = 6, (24, 32), 3  # 3 steps of 3×4 places
 
@@ -42,7 +43,7 @@ def hidden_pixels(model, video, seed=3):
 @pytest.mark.parametrize("predicted", [3, 6])
 def test_visible_tubelets_are_pasted_in_and_hidden_ones_are_grey(kind, predicted):
     model, video = tiny(mask_kind=kind, pred_t_dim=predicted), clip()
-    row = reconstruct_clip(model, video, time=torch.arange(6) * 0.1, seed=3)
+    row = reconstruct({"video": video, "time": torch.arange(6) * 0.1, "seed": 3}, model)
     numbers = [0, 2, 5] if predicted == 3 else list(range(6))
     assert row.numbers == numbers and row.time == pytest.approx([0.1 * n for n in numbers])
     frames, hidden = video[numbers].float() / 255, hidden_pixels(model, video)[numbers].expand(-1, 3, -1, -1)
@@ -56,14 +57,14 @@ def test_visible_tubelets_are_pasted_in_and_hidden_ones_are_grey(kind, predicted
 
 @pytest.mark.parametrize("kind", ["agnostic", "frame", "retrospective"])
 def test_the_default_picture_tells_nothing_of_the_hidden_pixels(kind):
-    """PITFALLS 8: other hidden pixels, the same picture, unless the caption says otherwise."""
+    """Other hidden pixels, the same picture, unless the caption says otherwise."""
     model, video = tiny(mask_kind=kind), clip()
     other = torch.where(hidden_pixels(model, video), clip(1) // 3, video)
-    one, two = (reconstruct_clip(model, v, seed=3) for v in (video, other))
+    one, two = (reconstruct({"video": v, "seed": 3}, model) for v in (video, other))
     assert torch.equal(one.raw, two.raw) and torch.equal(one.pasted, two.pasted) and "visible" in one.caption
-    one, two = (reconstruct_clip(model, v, seed=3, statistics="target") for v in (video, other))
+    one, two = (reconstruct({"video": v, "seed": 3}, model, statistics="target") for v in (video, other))
     assert not torch.equal(one.raw, two.raw) and "HIDDEN" in one.caption
-    assert "plain pixels" in reconstruct_clip(tiny(norm_pix_loss=False), video).caption
+    assert "plain pixels" in reconstruct(video, tiny(norm_pix_loss=False)).caption
 
 
 def test_a_perfect_prediction_looks_like_the_frames():
@@ -73,7 +74,7 @@ def test_a_perfect_prediction_looks_like_the_frames():
         model = tiny(norm_pix_loss=norm_pix_loss, pixel_mean=(mean, 0.4, 0.5))
         target = model.target(model.pixels(video[None]))
         model.forward_decoder = lambda *args, target=target: target
-        row = reconstruct_clip(model, video, statistics="target")
+        row = reconstruct(video, model, statistics="target")
         torch.testing.assert_close(row.raw, video[[0, 2, 5]].float() / 255, rtol=0, atol=1e-4)
         assert row.loss == pytest.approx(0, abs=1e-6)
 
@@ -81,7 +82,7 @@ def test_a_perfect_prediction_looks_like_the_frames():
 def test_guesses_from_visible_places_by_nested_loops():
     h, w, values = 3, 4, torch.rand(1, 36, 1)
     mask = (torch.rand(1, 36, generator=torch.Generator().manual_seed(0)) < 0.8).float()
-    guessed = _from_visible(values, mask, (h, w))
+    guessed = fill_from_visible(values, mask, (3, h, w))
     for n in range(36):
         here, total, weights = (n // 12, n // 4 % 3, n % 4), 0.0, 0.0
         for k in range(36):
@@ -97,14 +98,14 @@ def test_sheets_take_what_data_sets_give():
     model = tiny()
     batch = {"video": torch.stack([clip(), clip(1)]), "time": torch.arange(12).view(2, 6) / 10, "seed": [7, 8]}
     single = {"video": clip(), "time": np.arange(6) / 10, "seed": 7}
-    rows = [reconstruct_sample(sample, model) for sample in (batch, single, batch["video"])]
+    rows = [reconstruct(sample, model) for sample in (batch, single, batch["video"])]
     assert torch.equal(rows[0].pasted, rows[1].pasted) and rows[0].time == pytest.approx(rows[1].time)
     assert not torch.equal(rows[0].masked, rows[2].masked) and rows[2].time is None
-    figure = plot_clip(batch, model)
+    figure = plot_sample(batch, model, "cpu")
     assert isinstance(figure, Figure) and len(figure.axes) == 9 and "visible" in figure.get_supxlabel()
     assert [a.get_title() for a in figure.axes[:3]] == ["0.00 s", "0.20 s", "0.50 s"]
-    longer = reconstruct_clip(model, clip(frames=8))  # another length than the model's
-    figure = clip_figure([rows[2], longer], titles=["short", "long"], heading="Two clips")
+    longer = reconstruct(clip(frames=8), model)  # another length than the model's
+    figure = reconstruction_figure([rows[2], longer], titles=["short", "long"], heading="Two clips")
     assert len(figure.axes) == 9 + 12 and figure.axes[0].get_title() == "frame 0"
     assert figure.subfigs[1].get_suptitle() == f"long: agnostic mask, 75.0% hidden, loss {longer.loss:.3f}"
     assert figure.get_suptitle() == "Two clips"
@@ -113,7 +114,7 @@ def test_sheets_take_what_data_sets_give():
 def test_films(tmp_path):
     """Original, as it is seen, predicted, side by side; as GIF and, through the encoder of clips, as a video."""
     model = tiny()
-    row = reconstruct_clip(model, clip(), seed=3)
+    row = reconstruct({"video": clip(), "seed": 3}, model)
     film = animation([row, row], least_height=40, gap=3)
     assert film.shape == (3, 3, 2 * 48 + 4, 3 * 64 + 6) and film.dtype == torch.uint8  # each pixel twice, sides even
     for k, part in enumerate((row.frames, row.masked, row.pasted)):

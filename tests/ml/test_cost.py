@@ -27,7 +27,7 @@ def deep(mask_ratio=0.95):
 
 
 @pytest.mark.parametrize("futures", [1, 3])
-@pytest.mark.parametrize("mask_ratio", [0.0, 0.5, 0.75, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("mask_ratio", [0.05, 0.5, 0.75, 0.9, 0.95, 0.99])
 def test_matrix_products_are_the_least_there_can_be(mask_ratio, futures):
     model = SiamMAE(MAEEncoder((40, 48), 8, 48, 2, 4), mask_ratio, decoder_size=(32, 2, 4))  # a grid of 5×6
     cost = count(lambda: model(**noise_batch(model, 2, futures))[0])
@@ -45,7 +45,7 @@ def test_and_so_they_are_at_full_size(name, mask_ratio):
 
 
 def test_the_formula_against_a_published_figure():
-    """FACTS: 35 GFLOP a pair for ViT-S/16 with a 256×4 decoder, and two futures cost 1.64 times less a pair."""
+    """Reproductions report 35 GFLOP a pair for ViT-S/16 with a 256×4 decoder, and two futures cost 1.64 times less a pair."""
     with torch.device("meta"):
         model = build_model("siammae_small_patch16", mask_ratio=0.95)
     one, two = (least_products(model, 1, 196, f) + 3 * attention_forward(model, 1, 196, f)[0] for f in (1, 2))
@@ -81,10 +81,13 @@ def test_the_plain_models_do_the_same_arithmetic(costs):
     for kind in ("sdpa", "explicit"):
         assert costs[kind].attention_forward == costs["ours"].attention_forward
         assert costs[kind].attention_calls == costs["ours"].attention_calls == 32
-    model = deep(0.0)
+    model = deep(0.1)  # of 12 patches 2 are hidden, whose embedding (forward and its weights' gradient) is spared
     batch = noise_batch(model, 2)
     ours, plain = (count(lambda m=m: m(**batch)[0]) for m in (model, PlainSiamMAE(model, "sdpa")))
-    assert plain.products == pytest.approx(ours.products, rel=1e-3)  # torch counts a convolution a little differently
+    spared = 2 * 2 * (2 * 2) * 192 * 48
+    assert plain.products - spared == pytest.approx(
+        ours.products, rel=1e-3
+    )  # torch counts convolutions a bit otherwise
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "explicit"])

@@ -10,8 +10,8 @@ from dataset_loader import get_kinetics_dataset, make_loader
 from mae.models_mae import MAEEncoder
 from mae.patches import normalize, normalize_patches
 from ml.checkpoints import save_checkpoint
-from ml.figures import loss_figure, save_figure
 from ml.logs import EpochLoss, read_losses
+from ml.plots import loss_figure, save_figure
 from ml.reconstruction import compare_with_copying, reconstruct
 from ml.samples import save_samples
 from ml.SiamMAE import SiamMAE
@@ -30,30 +30,31 @@ def pair(seed=0):
 
 def test_visible_patches_are_pasted_in_and_hidden_ones_are_grey():
     model, video = tiny(), pair()
-    row = reconstruct(model, video, time=torch.tensor([1.0, 1.5]), seed=3)
+    row = reconstruct({"video": video, "time": torch.tensor([1.0, 1.5]), "seed": 3}, model)
     mask = model(video[None], seeds=torch.tensor([3]))[2]
     hidden = model.unpatchify(mask[..., None].expand(-1, -1, 192))[0].bool()
-    assert hidden.float().mean() == 0.75 and row.gap == 0.5
+    assert hidden.float().mean() == 0.75 and row.times == [1.0, 1.5]
     future = video[1].float() / 255
-    torch.testing.assert_close(row.future, future)
-    torch.testing.assert_close(row.pasted[~hidden], future[~hidden])
-    torch.testing.assert_close(row.pasted[hidden], row.raw[hidden])
-    assert (row.masked[hidden] == 0.5).all() and torch.equal(row.masked[~hidden], row.future[~hidden])
+    torch.testing.assert_close(row.frames[0], future)
+    torch.testing.assert_close(row.past, video[0].float() / 255)
+    torch.testing.assert_close(row.pasted[0][~hidden], future[~hidden])
+    torch.testing.assert_close(row.pasted[0][hidden], row.raw[0][hidden])
+    assert (row.masked[0][hidden] == 0.5).all() and torch.equal(row.masked[0][~hidden], row.frames[0][~hidden])
     assert row.loss == pytest.approx(model(video[None], seeds=torch.tensor([3]))[0].item())
 
 
 def test_the_default_picture_tells_nothing_of_the_hidden_pixels():
-    """PITFALLS 8: other hidden pixels, the same picture, unless the caption says otherwise."""
+    """Other hidden pixels, the same picture, unless the caption says otherwise."""
     model, video = tiny(), pair()
     mask = model(video[None], seeds=torch.tensor([3]))[2]
     hidden = model.unpatchify(mask[..., None].expand(-1, -1, 192))[0].bool()
     other = video.clone()
     other[1][hidden] = pair(1)[1][hidden] // 3
-    one, two = (reconstruct(model, v, seed=3) for v in (video, other))
+    one, two = (reconstruct({"video": v, "seed": 3}, model) for v in (video, other))
     assert torch.equal(one.raw, two.raw) and torch.equal(one.pasted, two.pasted) and "f1" in one.caption
-    one, two = (reconstruct(model, v, seed=3, statistics="target") for v in (video, other))
+    one, two = (reconstruct({"video": v, "seed": 3}, model, statistics="target") for v in (video, other))
     assert not torch.equal(one.raw, two.raw) and "HIDDEN" in one.caption
-    plain = reconstruct(tiny(norm_pix_loss=False), video)
+    plain = reconstruct(video, tiny(norm_pix_loss=False))
     assert "plain pixels" in plain.caption
 
 
@@ -62,10 +63,10 @@ def test_a_perfect_prediction_looks_like_the_frame():
     video = pair()
     for norm_pix_loss in (True, False):
         model = tiny(norm_pix_loss=norm_pix_loss)
-        target = model.target(normalize(video[1:]))
+        target = model.target(normalize(video[None]))
         model.decoder.forward = lambda *args, target=target: target
-        row = reconstruct(model, video, statistics="target")
-        torch.testing.assert_close(row.raw, video[1].float() / 255, rtol=0, atol=1e-4)
+        row = reconstruct(video, model, statistics="target")
+        torch.testing.assert_close(row.raw[0], video[1].float() / 255, rtol=0, atol=1e-4)
         assert row.loss == pytest.approx(0, abs=1e-6)
 
 
