@@ -38,9 +38,9 @@ def main(
     from dataset_loader import get_kinetics_dataset, make_loader
     from ml.checkpoints import find_checkpoint, load_model
     from ml.devices import best_device
-    from ml.figures import save_figure
     from ml.motion import MASK_RATIOS, SHIFTS, motion_report, motion_table, shifted_pairs, untrained_twin
     from ml.motion_figure import motion_figure
+    from ml.plots import save_figure
     from ml.reconstruction import compare_with_copying, masking
     from ml.SiamMAE import SiamMAE
 

@@ -29,7 +29,7 @@ import torch
 from common.errors import InputError
 from common.files import write_atomically
 from mae.weights import load_strictly, read_checkpoint
-from ml.SiamMAE import Model, SiamMAE, build_model
+from ml.SiamMAE import Model, build_model
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 FORMAT = 3  # what a resume understands; the weights of every format can be loaded
@@ -181,14 +181,6 @@ def load_model(
     taken = averages if averages and averaged is not False else {}
     load_strictly(model, {**checkpoint["model"], **taken}, source=str(path))
     return model.to(device).eval(), checkpoint
-
-
-def encoder_for_timm(model: SiamMAE) -> dict[str, torch.Tensor]:
-    """The encoder's weights under timm's names, contiguous and on the CPU: `VisionTransformer` without its head.
-
-    The names are the same because both follow ViT's; the fixed positions travel as timm's learned ones.
-    """
-    return {name: value.detach().cpu().contiguous() for name, value in model.encoder.state_dict().items()}
 
 
 @contextmanager

@@ -218,9 +218,8 @@ class RunConfig:
     @property
     def train_arguments(self) -> dict[str, Any]:
         """The keyword arguments of `ml.utils.train` that this configuration decides."""
-        fields = {**vars(self.optimisation), **vars(self.run), "config": self.flat()}
-        fields["base_lr"] = self.peak_lr * 256 / self.optimisation.batch_size  # per pair, whatever is counted as one
-        return {name: fields[name] for name in fields if name not in _OF_THE_LOADER}
+        fields = {**vars(self.optimisation), **vars(self.run), "peak_lr": self.peak_lr, "config": self.flat()}
+        return {name: value for name, value in fields.items() if name not in _NOT_OF_TRAIN}
 
     def flat(self) -> dict[str, Any]:
         """All fields by name: what is saved. `RunConfig().replace(**flat)` is the same again."""
@@ -248,4 +247,4 @@ _OF_PAIRS = ("encoder_kind", "decoder_kind", "min_gap", "max_gap", "futures")
 _OF_CLIPS = ("mask_kind", "stride")
 _COMPUTING = ("checkpointing", "decoder_float32")
 _DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
-_OF_THE_LOADER = ("batch_size", "pairs_per_device", "seed", "workers")
+_NOT_OF_TRAIN = ("batch_size", "pairs_per_device", "base_lr", "seed", "workers")

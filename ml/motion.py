@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from common.errors import InputError
 from mae.patches import grid_size, normalize_patches
+from ml.decoders import CrossAttention
 from ml.reconstruction import masking
-from ml.SiamMAE import CrossAttention, SiamMAE, build_model
+from ml.SiamMAE import Model, SiamMAE, build_model
 
 SHIFTS = (4, 8, 12, 16)  # pixels
 MASK_RATIOS = (0.75, 0.95)
@@ -105,7 +106,7 @@ def cross_attention_maps(model: torch.nn.Module) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def untrained_twin(model: SiamMAE) -> SiamMAE:
+def untrained_twin(model: Model) -> Model:
     """The same model as it was before any training, by seed 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -117,7 +118,7 @@ def motion_report(
     tests: Sequence[MotionPairs],
     *,
     mask_ratios: Sequence[float] = MASK_RATIOS,
-    untrained: SiamMAE | None = None,
+    untrained: Model | None = None,
 ) -> dict[str, Any]:
     """For each test `errors` by mask ratio, and `attention` by what is seen of f2 and by layer; see the functions."""
     was_training = model.training
@@ -150,7 +151,7 @@ def motion_score(tests: Sequence[MotionPairs], mask_ratio: float = 0.75) -> Any:
 
 
 @torch.no_grad()
-def _errors(model: SiamMAE, test: MotionPairs, mask_ratio: float, untrained: SiamMAE | None) -> dict[str, float]:
+def _errors(model: SiamMAE, test: MotionPairs, mask_ratio: float, untrained: Model | None) -> dict[str, float]:
     """Squared errors of normalised pixels at hidden patches whose content f1 shows, and how many patches these were.
 
     The masks follow from the pairs' numbers, so all models are asked the same.
@@ -263,8 +264,8 @@ def motion_table(report: dict[str, Any]) -> str:
     for name, test in report.items():
         for layer, heads in test["attention"]["f2 visible"].items():
             values = heads["mean"]
-            cells = f"{values['exact']:.2f} | {values['near']:.2f} | {values['distance']:.2f}"
-            lines.append(f"| {name} | {layer} | {cells} |")
+            numbers = f"{values['exact']:.2f} | {values['near']:.2f} | {values['distance']:.2f}"
+            lines.append(f"| {name} | {layer} | {numbers} |")
     lines += ["", "Half a patch counts as exact: at 4 pixels the same place does, and at 8 it lies within a patch."]
     return "\n".join(lines) + "\n"
 
@@ -280,6 +281,6 @@ def patch_centres(h: int, w: int, patch_size: int) -> Tensor:
     return torch.stack([rows, columns], dim=-1).flatten(0, 1) * patch_size + (patch_size - 1) / 2
 
 
-def _normalized(model: SiamMAE, prediction: Tensor) -> Tensor:
+def _normalized(model: Model, prediction: Tensor) -> Tensor:
     """A prediction as normalised patches: that of a model of plain pixels is normalised by its own statistics."""
     return prediction.float() if model.norm_pix_loss else normalize_patches(prediction.float())

@@ -5,9 +5,9 @@ Nothing heavy is imported until something is drawn, so that loss curves need no 
 
 import io
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.files import write_atomically
 from ml.logs import EpochLoss, append_line, read_losses
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from ml.loading import Loader
     from ml.reconstruction import Reconstruction, Sample
     from ml.SiamMAE import Model
 
@@ -220,7 +221,7 @@ def samples_figure(
 
 def plot_results_from_checkpoint(
     checkpoint_name: str | Path,
-    data_loader: Iterable[dict[str, Any]],
+    data_loader: "Loader",
     device: "torch.device | str | None" = None,
     samples_path: str | Path = "samples.pickle",
     *,

@@ -305,7 +305,7 @@ def test_the_papers_recipe():
     videos = how.batch_size // data.repeated_sampling
     assert config.peak_lr == pytest.approx(1.6e-3 * videos / 256) == pytest.approx(3.2e-3)
     arguments = config.train_arguments
-    assert arguments["base_lr"] * how.batch_size / 256 == pytest.approx(config.peak_lr)  # what `train` makes of it
+    assert arguments["peak_lr"] == pytest.approx(config.peak_lr)
     assert config.replace(repeated_sampling=1, batch_size=videos).peak_lr == pytest.approx(config.peak_lr)
     assert config.shares(4) == (16, 32)  # torchrun --nproc_per_node=4
     assert preset("mae_st_large_smoke").config.train_arguments["clip_grad"] == 0.02

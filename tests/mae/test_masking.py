@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.errors import InputError
-from mae.masking import MASKINGS, clip_masking, mask_noise, random_masking, visible_count
+from mae.masking import MASKINGS, check_some_hidden, clip_masking, mask_noise, random_masking, visible_count
 
 
 @pytest.mark.parametrize(("mask_ratio", "visible"), [(0, 196), (0.5, 98), (0.75, 49), (0.9, 19), (0.95, 9)])

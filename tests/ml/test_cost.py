@@ -45,7 +45,7 @@ def test_and_so_they_are_at_full_size(name, mask_ratio):
 
 
 def test_the_formula_against_a_published_figure():
-    """Reproductions report 35 GFLOP a pair for ViT-S/16 with a 256×4 decoder, and two futures cost 1.64 times less a pair."""
+    """35 GFLOP a pair for ViT-S/16 with a 256×4 decoder (CropMAE), and two futures cost 1.64 times less a pair."""
     with torch.device("meta"):
         model = build_model("siammae_small_patch16", mask_ratio=0.95)
     one, two = (least_products(model, 1, 196, f) + 3 * attention_forward(model, 1, 196, f)[0] for f in (1, 2))
