@@ -79,9 +79,9 @@ def clip_masking(noise: Tensor, mask_ratio: float, steps: int, kind: str = "agno
     return MASKINGS[kind](noise, mask_ratio, steps)
 
 
-def check_some_hidden(ids_keep: Tensor, N: int, mask_ratio: float) -> None:
-    """An InputError where all N patches stay visible: the loss would be 0 / 0."""
-    if ids_keep.shape[1] == N:
+def check_some_hidden(N: int, mask_ratio: float, visible: int | None = None) -> None:
+    """An InputError where all N patches stay visible (counted, unless it is given): the loss would be 0 / 0."""
+    if (visible_count(N, mask_ratio) if visible is None else visible) == N:
         raise InputError(
             f"at a mask ratio of {mask_ratio} all {N} patches stay visible, and nothing is left to predict: raise "
             "it, or take another kind of mask"

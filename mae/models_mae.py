@@ -163,7 +163,7 @@ class MaskedAutoencoderViT(MAEEncoder):
         """
         pixels = normalize(frames)
         latent, mask, ids_restore = self.forward_encoder(pixels, mask_ratio, noise=noise, seeds=seeds)
-        check_some_hidden(latent[:, 1:], mask.shape[1], mask_ratio)
+        check_some_hidden(mask.shape[1], mask_ratio)
         prediction = self.forward_decoder(
             latent, ids_restore, grid_size(pixels.shape[-2], pixels.shape[-1], self.patch_size)
         )

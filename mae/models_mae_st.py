@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-from mae.masking import MASKINGS, check_some_hidden, clip_masking, fill_from_visible, nearest_in_time
+from mae.masking import MASKINGS, check_some_hidden, clip_masking, fill_from_visible, mask_noise, nearest_in_time
 from mae.models_mae import (
     LayerNorm,
     MAEEncoder,
@@ -168,10 +168,11 @@ class SpatiotemporalMAE(PretrainingModel):
         from torch's global generator. The loss is the error on hidden places of the predicted frames.
         """
         video, seeds = folded(video, seeds)
+        noise = self.draw_noise(video, seeds) if noise is None else noise
         pixels = self.pixels(video)
         T, grid = self.steps_and_grid(pixels)
-        latent, mask, ids_restore = self.forward_encoder(pixels, noise=noise, seeds=seeds)
-        check_some_hidden(latent, mask.shape[1], self.mask_ratio)
+        latent, mask, ids_restore = self.forward_encoder(pixels, noise=noise)
+        check_some_hidden(mask.shape[1], self.mask_ratio, visible=latent.shape[1])
         prediction = self.decode(latent, ids_restore, T, grid)
         return masked_loss(prediction, self.target(pixels), mask, self.loss), prediction, mask
 
@@ -237,6 +238,12 @@ class SpatiotemporalMAE(PretrainingModel):
     def patches(self, pixels: Tensor) -> Tensor:
         return self.patchify(pixels[:, self.predicted_frames(pixels.shape[1])])
 
+    def draw_noise(self, video: Tensor, seeds: Tensor | None = None) -> Tensor:
+        T, (h, w) = self.steps_and_grid(video)
+        if seeds is None:
+            return torch.rand(self.pairs_in(video), T * h * w, device=video.device)
+        return mask_noise(seeds.flatten().to(video.device), T * h * w)
+
     def predicted_frames(self, frames: int) -> list[int]:
         """Which of a clip's frames are predicted: evenly spread from the first to the last, rounded down.
 
@@ -272,7 +279,7 @@ class SpatiotemporalMAE(PretrainingModel):
     def steps_and_grid(self, pixels: Tensor) -> tuple[int, tuple[int, int]]:
         """T and (h, w) of clips [B, F, 3, H, W]."""
         H, W = pixels.shape[-2:]
-        return time_steps(pixels.shape[1], self.t_patch_size), grid_size(H, W, self.patch_size)
+        return time_steps(pixels.shape[-4], self.t_patch_size), grid_size(H, W, self.patch_size)
 
     def patchify(self, clip: Tensor) -> Tensor:
         """Predicted frames [B, T·u, 3, H, W] → [B, N, P]."""

@@ -80,6 +80,13 @@ class PretrainingModel(nn.Module):
         """Frames [B, 3, H, W] (uint8, or floats in [0, 1]) → features [B, h, w, D]."""
         raise NotImplementedError
 
+    def draw_noise(self, video: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """The noise [B', N] that decides the masks: from the samples' seeds, or else fresh.
+
+        `forward` draws it itself unless it is given; drawn outside, a compiled `forward` is one graph.
+        """
+        raise NotImplementedError
+
     def predicted_frames(self, frames: int) -> list[int]:
         """Which of a sample's frames are predicted."""
         raise NotImplementedError

@@ -127,23 +127,25 @@ class SiamMAE(PretrainingModel):
             raise InputError(
                 f"video has shape {list(video.shape)}; expected [B, 2, 3, H, W]: f1 and f2 in RGB, or more futures"
             )
-        futures = video.shape[1] - 1
+        noise = self.draw_noise(video, seeds) if noise is None else noise
+        frames = self.normalize(video)
+        prediction, mask = self.predict(frames, noise)
+        check_some_hidden(mask.shape[1], self.mask_ratio)
+        return masked_loss(prediction, self.target(frames), mask, self.loss), prediction, mask
+
+    def predict(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pixels [B, 1 + F, 3, H, W] → prediction and mask as `forward` gives them. All may be visible."""
+        futures = frames.shape[1] - 1
         if futures > 1 and self.encoder_kind == "joint":
             raise InputError(
                 f"a joint encoder reads f1 anew with each future, so {futures} futures cannot share it; use futures=1, "
                 "or the siamese encoder"
             )
-        frames = self.normalize(video)
         past, future = frames[:, 0], frames[:, 1:].flatten(0, 1)
-        h, w = grid_size(video.shape[-2], video.shape[-1], self.patch_size)
-        if noise is None and seeds is not None:
-            noise = mask_noise(seeds.to(video.device), futures * h * w).reshape(-1, h * w)  # one stream a sample
-        noise = noise_for(future, h * w, noise, None)
-        ids_keep, mask, ids_restore = random_masking(noise, self.mask_ratio)
-        check_some_hidden(ids_keep, h * w, self.mask_ratio)
+        h, w = grid_size(frames.shape[-2], frames.shape[-1], self.patch_size)
+        ids_keep, mask, ids_restore = random_masking(noise_for(future, h * w, noise, None), self.mask_ratio)
         past_tokens, future_tokens = self.encode_pair(past, future, ids_keep)
-        prediction = self.decode(past_tokens, future_tokens, ids_restore, (h, w))
-        return masked_loss(prediction, self.target(frames), mask, self.loss), prediction, mask
+        return self.decode(past_tokens, future_tokens, ids_restore, (h, w)), mask
 
     def encode_pair(self, past: Tensor, future: Tensor, ids_keep: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels of f1 [B, 3, H, W] and the futures [B·F, …] → [B, 1 + N, D], and kept [B·F, 1 + K, D]."""
@@ -160,6 +162,13 @@ class SiamMAE(PretrainingModel):
             return self.decoder(past, future, ids_restore, grid)
         with torch.autocast(past.device.type, enabled=False):
             return self.decoder(past.float(), future.float(), ids_restore, grid)
+
+    def draw_noise(self, video: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Each future has its own stretch of the one stream that a sample's seed gives."""
+        futures, (h, w) = video.shape[-4] - 1, grid_size(video.shape[-2], video.shape[-1], self.patch_size)
+        if seeds is None:
+            return torch.rand(self.pairs_in(video), h * w, device=video.device)
+        return mask_noise(seeds.flatten().to(video.device), futures * h * w).reshape(-1, h * w)
 
     def predicted_frames(self, frames: int) -> list[int]:
         """All but the past."""

@@ -204,7 +204,8 @@ def attention_hits(
         part = slice(begin, begin + AT_ONCE)
         video = test.video[part].to(device)
         with masking(model, mask_ratio), cross_attention_maps(model) as maps:
-            _, _, mask = model(video, seeds=torch.arange(begin, begin + len(video), device=device))
+            seeds = torch.arange(begin, begin + len(video), device=device)
+            _, mask = model.predict(model.normalize(video), model.draw_noise(video, seeds))
         if not maps:
             return {}
         h, w = grid_size(video.shape[-2], video.shape[-1], p)

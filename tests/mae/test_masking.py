@@ -109,9 +109,11 @@ def test_drawn_units_are_hidden_equally_often(kind, unit):
 
 
 def test_a_mask_that_hides_nothing_is_refused():
-    check_some_hidden(torch.zeros(2, 11), 12, 0.1)
-    with pytest.raises(InputError, match="at a mask ratio of 0.05 all 12 patches stay visible"):
-        check_some_hidden(random_masking(torch.rand(2, 12), 0.05)[0], 12, 0.05)
+    check_some_hidden(12, 0.1)
+    with pytest.raises(InputError, match="at a mask ratio of 0.0 all 12 patches stay visible"):
+        check_some_hidden(12, 0.0)
+    with pytest.raises(InputError, match="take another kind of mask"):
+        check_some_hidden(12, 0.5, visible=12)  # as where whole steps are hidden, and there is one
 
 
 def test_bad_kinds_and_steps_are_named():

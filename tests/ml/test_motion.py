@@ -11,8 +11,9 @@ from dataset_loader.synthetic import synthetic_video
 from mae.masking import mask_noise, random_masking
 from mae.patches import normalize_patches, patchify
 from ml import motion
+from ml.decoders import CrossAttention
 from ml.motion import MotionPairs, attention_hits, cropped_pairs, motion_report, motion_score, motion_table
-from ml.SiamMAE import CrossAttention, build_model
+from ml.SiamMAE import build_model
 
 P, GRID = 4, 6  # pixels of a patch, patches along a side
 N = GRID * GRID
@@ -46,11 +47,17 @@ class HandMade(nn.Module):
         return patchify(images, P)
 
     def forward(self, video, *, seeds):
-        past = normalize_patches(self.patchify(self.normalize(video)[:, 0]))
-        tokens = torch.eye(N + 1).expand(len(video), -1, -1)
+        return torch.zeros(()), *self.predict(self.normalize(video), self.draw_noise(video, seeds))
+
+    def draw_noise(self, video, seeds):
+        return mask_noise(seeds, N)
+
+    def predict(self, frames, noise):
+        past = normalize_patches(self.patchify(frames[:, 0]))
+        tokens = torch.eye(N + 1).expand(len(frames), -1, -1)
         self.cross(self.elsewhere(tokens, tokens) * 0 + tokens, tokens)
-        mask = random_masking(mask_noise(seeds, N), self.mask_ratio)[1]
-        return torch.zeros(()), past[:, self.goal], mask
+        mask = random_masking(noise, self.mask_ratio)[1]
+        return past[:, self.goal], mask
 
 
 @pytest.fixture(scope="module")

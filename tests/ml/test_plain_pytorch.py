@@ -33,10 +33,10 @@ def test_a_loop_of_ones_own(loader):
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for batch in loader:
-        B, R = batch["video"].shape[:2]
+        B, R = len(batch["video"]), loader.dataset.temporal.repeated_sampling
         loss, prediction, mask = model(batch["video"], seeds=batch["seed"])
         assert prediction.shape == (B * R, 16, 192) and mask.shape == (B * R, 16)
-        flat = model(batch["video"].flatten(0, 1), seeds=batch["seed"].flatten())
+        flat = model(batch["video"].view(B * R, 2, 3, 32, 32), seeds=batch["seed"].flatten())
         assert torch.equal(loss, flat[0]) and torch.equal(mask, flat[2])
         optimizer.zero_grad()
         loss.backward()
@@ -58,7 +58,7 @@ def test_the_helpers_take_that_loader(loader, clips, tmp_path):
     assert evaluate(model, loader, "cpu").mean > 0
     assert (
         compare_with_copying(model, loader)["all"]["patches"]
-        == 12 * len(loader.dataset) * loader.dataset[0]["video"].shape[0]
+        == 12 * len(loader.dataset) * loader.dataset.temporal.repeated_sampling
     )
     assert len(plot_sample(next(iter(loader)), model, "cpu").axes) == 5
     run = train(model, loader, 2, "plain_", 1, "cpu", root=tmp_path, progress=False)
