@@ -226,16 +226,25 @@ def strangers(paths: list[str]) -> list[int]:
     return [next((b + d) % n for d in range(1, n) if paths[(b + d) % n] != paths[b]) for b in range(n)]
 
 
-def prepare_model(chkpt_dir: str | Path, arch: str = "mae_vit_large_patch16", **overrides: Any) -> MaskedAutoencoderViT:
-    """A public MAE with its weights: see `mae.weights.load_pretrained`. chkpt_dir: the file, or its folder."""
+def prepare_model(
+    chkpt_dir: str | Path, arch: str | None = "mae_vit_large_patch16", **overrides: Any
+) -> MaskedAutoencoderViT:
+    """A MAE with somebody's weights: see `mae.weights.load_pretrained`. chkpt_dir: the file, or its folder."""
     return load_pretrained(chkpt_dir, arch, **overrides)
 
 
-def _siamese(*, weights: str | None, arch: str = "", encoder: dict[str, Any] | None = None, **keywords: Any) -> SiamMAE:
+def _siamese(
+    *, weights: str | None, arch: str | None = None, encoder: dict[str, Any] | None = None, **keywords: Any
+) -> SiamMAE:
     """A SiamMAE around a named MAE, with its weights if they are given, or with an encoder of its own size."""
     if "mask_kind" in keywords:
         raise InputError("mask_kind is for models of clips, and this is a model of pairs: leave clip_frames at 0")
-    mae = MAEEncoder(**encoder) if encoder else prepare_model(weights, arch) if weights else ARCHITECTURES[arch]()
+    if weights:
+        mae: MAEEncoder = prepare_model(weights, arch)
+        if any(mae.encoder_config[name] != size for name, size in (encoder or {}).items() if name != "img_size"):
+            raise InputError(f"{weights} holds an encoder of {mae.encoder_config}; the model has one of {encoder}")
+    else:
+        mae = MAEEncoder(**encoder) if encoder else ARCHITECTURES[str(arch)]()
     names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
     size = [keywords.pop(name, 0) for name in names]
     if any(size):
@@ -250,6 +259,8 @@ def _clips(*, weights: str | None, arch: str = "", **keywords: Any) -> Spatiotem
         raise InputError(
             "decoder_kind is for models of pairs, and this is a model of clips: give clip_frames, such as 16"
         )
+    if weights and not arch:
+        raise InputError("there are no public weights of this size; start the model from nothing")
     if weights:
         return load_pretrained_st(weights, arch, **keywords)
     return ARCHITECTURES_ST[arch](**keywords) if arch else SpatiotemporalMAE(**keywords)
@@ -293,8 +304,6 @@ def build_model(config: str | Mapping[str, Any], *, weights: str | None = None, 
         if config not in MODELS:
             raise InputError(f"model {config!r} is unknown; there are {', '.join(MODELS)}")
         build, keywords = MODELS[config]
-        if weights and "arch" not in keywords:
-            raise InputError(f"there are no public weights of the size of {config}; start it from nothing")
         return build(weights=weights, **{**keywords, **overrides})
     arguments = {**config, **overrides}
     kind = arguments.pop("model", None)
