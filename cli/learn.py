@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.files import write_atomically
 from ml.presets import preset as preset_named
 
@@ -43,6 +44,12 @@ def main(
 
     config = preset_named(preset).config
     train_files, test_files = hold_out(find_videos(data), held_out, family)
+    needed = 1 if config.of_clips else 2  # a wrong f1 comes from another video
+    if len(test_files) < needed:
+        raise InputError(
+            f"of {len(train_files) + len(test_files)} videos {len(test_files)} is held out; the comparison takes {needed}: "
+            "raise held_out, or give more videos"
+        )
     loader, accumulation = training_loader(config, train_files)
     per_epoch = len(loader) // accumulation
     epochs = math.ceil(steps / per_epoch)

@@ -19,11 +19,12 @@ LossKind = Literal["mse", "l1"]
 
 
 class Section:
-    """A part of the configuration; every number must reach the `LEAST` of its field (default 0) and be finite."""
+    """A part of the configuration, which checks it: every number must reach the `LEAST` of its field (default 0) and be
+    finite."""
 
     LEAST: Mapping[str, float] = {}
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name, value in vars(self).items():
             least = self.LEAST.get(name, 0)
             if isinstance(value, float | int) and not least <= value < 2**63:  # false for NaN, too
@@ -57,8 +58,8 @@ class ModelSection(Section):
     checkpointing: bool = False
     """keep less for the backward pass and compute it again: less memory, a third more time"""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if not 0 <= self.mask_ratio < 1:
             raise InputError(f"a mask ratio of {self.mask_ratio} is not in [0, 1); write 0.95 for 95 %")
 
@@ -86,8 +87,8 @@ class DataSection(Section):
     visits: int = 1
     """how often an epoch visits each video: more than 1 for a handful of videos"""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if self.max_gap < self.min_gap:
             raise InputError(f"max_gap {self.max_gap} is smaller than min_gap {self.min_gap}")
 
@@ -117,8 +118,8 @@ class OptimisationSection(Section):
     ema: float = 0.0
     """decay of the averaged weights (EMA) kept beside the trained ones; 0: none"""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise InputError(f"warmup_epochs is {self.warmup_epochs}; expected 0 to epochs, which is {self.epochs}")
         if not 0 < self.layer_decay <= 1 or not 0 <= self.ema < 1:
@@ -154,6 +155,8 @@ class RunConfig:
     run: RunSection = field(default_factory=RunSection)
 
     def __post_init__(self) -> None:
+        for part in (self.model, self.data, self.optimisation, self.run):
+            part.check()  # here, not there: tyro would make a box of an error there
         for name in ("batch_size", "pairs_per_device"):
             value = getattr(self.optimisation, name)
             if value % self.data.pairs_per_visit:

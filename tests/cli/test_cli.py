@@ -105,7 +105,7 @@ def test_learn_compares_with_copying(clips, tmp_path, capsys):
         (["samples", "--out", "{text}"], "not overwritten"),
         (["samples", "--out", "s.pickle", "--count", "0"], "count is 0"),
         (["weights", "nosuch.pth"], "no public weights of that name; there are mae_"),
-        (["learn", "--data", "{clips}", "--held-out", "0.01"], "a wrong f1 needs a second video"),
+        (["learn", "--data", "{clips}", "--held-out", "0.01"], "0 is held out; the comparison takes 2"),
         (["export", "{text}", "--out", "x.pth"], "text.mp4"),
         (["export", "{text}", "--out", "x"], "x ends in nothing; weights are written as .safetensors, .pth or .pt"),
         (["export", "{text}", "--out", "x.onnx"], "x.onnx ends in .onnx"),
