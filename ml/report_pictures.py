@@ -61,28 +61,19 @@ class Pictures:
         return self._drawn[key]
 
     def _predict(self, path: Path) -> dict[str, Any] | None:
-        import torch
-
         from ml.checkpoints import load_model
         from ml.reconstruction import reconstruct
-        from ml.SiamMAE import SiamMAE
+        from ml.samples import pairs_for
 
         assert self.samples is not None
         model, _ = load_model(path)
-        if not isinstance(model, SiamMAE):
-            return None
-        size = tuple(side * model.patch_size for side in model.grid)
         pairs, masked, pasted, losses, caption = [], [], [], [], ""
-        for k, frames in enumerate(self.samples["video"][:PAIRS]):
-            video = torch.from_numpy(frames).float()
-            video = torch.nn.functional.interpolate(video, size, mode="bicubic", antialias=True)
-            times = self.samples["time"][k]
-            result = reconstruct(model, video.round().clamp(0, 255).to(torch.uint8), time=times, seed=k)
-            pairs.append(
-                dict(name=self.samples["name"][k], gap=result.gap, past=_jpeg(result.past), future=_jpeg(result.future))
-            )
-            masked.append(_jpeg(result.masked))
-            pasted.append(_jpeg(result.pasted))
+        for sample in pairs_for(model.sample_shape, self.samples)[:PAIRS]:
+            result = reconstruct(sample, model)
+            gap = float(sample["time"][1] - sample["time"][0])
+            pairs.append(dict(name=sample["name"], gap=gap, past=_jpeg(result.past), future=_jpeg(result.frames[0])))
+            masked.append(_jpeg(result.masked[0]))
+            pasted.append(_jpeg(result.pasted[0]))
             losses.append(result.loss)
             caption = result.caption
         return dict(

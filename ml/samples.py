@@ -55,15 +55,15 @@ def load_samples(path: str | Path) -> dict[str, Any]:
     return _checked(samples, path)
 
 
-def pairs_for(sample_shape: tuple[int, int, int, int], path: str | Path) -> list[dict[str, Any]]:
-    """The pairs of a file as samples [2, 3, H, W] of a model's size: `video`, `time`, `name`, and their number as
-    `seed`. An InputError if the model does not take pairs."""
+def pairs_for(sample_shape: tuple[int, int, int, int], source: str | Path | dict[str, Any]) -> list[dict[str, Any]]:
+    """The pairs of a file, or what `load_samples` read, as samples [2, 3, H, W] of a model's size: `video`, `time`,
+    `name`, and their number as `seed`. An InputError if the model does not take pairs."""
     import torch
     from torch.nn.functional import interpolate
 
     if sample_shape[0] != 2:
-        raise InputError(f"{path} holds pairs, and this is a model of clips: name videos with --data instead")
-    samples = load_samples(path)
+        raise InputError("samples are pairs, and this is a model of clips: name videos with --data instead")
+    samples = source if isinstance(source, dict) else load_samples(source)
     video, size = torch.from_numpy(samples["video"]), sample_shape[2:]
     if video.shape[-2:] != size:
         small = interpolate(video.flatten(0, 1).float(), size, mode="bicubic", antialias=True)

@@ -145,7 +145,7 @@ def test_without_videos_the_built_in_clips_are_drawn_or_named(run, tmp_path, mon
     def none():
         raise InputError("the built-in clips are not installed")
 
-    monkeypatch.setattr("cli.plot.builtin_clips", none)
+    monkeypatch.setattr("dataset_loader.builtin_clips", none)
     assert main([*words, str(tmp_path / "b.png")]) == 2
     assert "not installed; or name videos of your own with --data" in capsys.readouterr().err
 
@@ -160,15 +160,19 @@ def test_a_model_of_pairs_at_several_ratios_and_what_it_refuses(tmp_path, monkey
     assert main(["plot", "pairs", "--out", "two.png", "--mask-ratio", "0.5", "0.95"]) == 0
     with Image.open("one.png") as one, Image.open("two.png") as two:
         assert two.height > 1.6 * one.height
-    for wrong in (["--out", "x.gif"], ["--out", "x.png", "--data", "."], ["--out", "x.png", "--mask-kind", "tube"]):
+    refused = {
+        ("x.gif",): "this model predicts one: write a .png",
+        ("x.png", "--mask-kind", "tube"): "a model of pairs has one kind of mask",
+        ("x.png", "--statistics", "visible"): "this model has past or target",
+        ("x.png", "--data", "."): "holds no video",
+    }
+    for wrong, said in refused.items():
         capsys.readouterr()
-        assert main(["plot", "pairs", *wrong]) == 2
-        assert "this is a model of pairs" in capsys.readouterr().err
-    assert main(["plot", "pairs", "--out", "x.png", "--statistics", "visible"]) == 2
+        assert main(["plot", "pairs", "--out", *wrong]) == 2
+        assert said in capsys.readouterr().err
     assert model.mask_ratio == 0.75
 
 
-@torch.no_grad()
 @torch.no_grad()
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".PT"])
 def test_the_export_has_the_public_names_and_gives_the_same_features(suffix, run, tmp_path, capsys, monkeypatch):
