@@ -47,8 +47,8 @@ def main(
     needed = 1 if config.of_clips else 2  # a wrong f1 comes from another video
     if len(test_files) < needed:
         raise InputError(
-            f"of {len(train_files) + len(test_files)} videos {len(test_files)} is held out; the comparison takes {needed}: "
-            "raise held_out, or give more videos"
+            f"of {len(train_files) + len(test_files)} videos {len(test_files)} is held out; the comparison takes "
+            f"{needed}: raise held_out, or give more videos"
         )
     loader, accumulation = training_loader(config, train_files)
     per_epoch = len(loader) // accumulation

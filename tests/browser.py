@@ -94,7 +94,9 @@ class Browser:
         steps: list[dict[str, Any]] = [move(places[0], 0), {"type": "pointerDown", "button": 0}]
         steps += [move(place, 30) for place in places[1:]]
         if len(places) > 1:
-            steps.append({"type": "pause", "duration": 300})  # else a touch is a fling, and the next one only stops that
+            steps.append(
+                {"type": "pause", "duration": 300}
+            )  # else a touch is a fling, and the next one only stops that
         steps.append({"type": "pointerUp", "button": 0})
         kind = "touch" if self._touch else "mouse"
         pointer = {"type": "pointer", "id": kind, "parameters": {"pointerType": kind}, "actions": steps}

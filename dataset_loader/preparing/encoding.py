@@ -89,8 +89,8 @@ def frames_of(
 ) -> Iterator[tuple[np.ndarray, float]]:
     """The frames of a video, uint8 RGB [H, W, 3], upright, each with its time in seconds from the first one on.
 
-    short_side: scale to it, in pixels, where the video is larger; sides become even. fps: see `at_rate`. Where the clock
-    starts anew, the times go on after a pause that no pair is drawn across.
+    short_side: scale to it, in pixels, where the video is larger; sides become even. fps: see `at_rate`. Where the
+    clock starts anew, the times go on after a pause that no pair is drawn across.
     """
     with Video(source) as video:
         start = float(video.index.times[0])
