@@ -164,7 +164,6 @@ def test_a_model_of_pairs_at_several_ratios_and_what_it_refuses(tmp_path, monkey
         ("x.gif",): "this model predicts one: write a .png",
         ("x.png", "--mask-kind", "tube"): "a model of pairs has one kind of mask",
         ("x.png", "--statistics", "visible"): "this model has past or target",
-        ("x.png", "--data", "."): "holds no video",
     }
     for wrong, said in refused.items():
         capsys.readouterr()
