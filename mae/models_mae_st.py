@@ -45,7 +45,7 @@ from mae.patches import (
     time_steps,
     unpatchify_clip,
 )
-from mae.pretraining import Comparison, Export, PretrainingModel, folded
+from mae.pretraining import Comparison, PretrainingModel, folded
 
 
 class TubeletEmbed(nn.Module):
@@ -307,10 +307,6 @@ class SpatiotemporalMAE(PretrainingModel):
     def public_state_dict(self) -> dict[str, Tensor]:
         """The weights under the public names, q, k, v apart; `mae.weights.load_pretrained_st` reads them back."""
         return split_qkv(self.state_dict())
-
-    def export_state(self) -> Export:
-        about = "MAE-ST, encoder and decoder, under its public names with q, k, v apart (timm has no model of clips)"
-        return Export(about, self.public_state_dict(), self.config)
 
 
 def pixel_statistics(config: Mapping[str, Any]) -> dict[str, Any]:

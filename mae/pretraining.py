@@ -1,6 +1,6 @@
 """What every model to pretrain offers: `ml.SiamMAE.SiamMAE` for pairs, `mae.models_mae_st.SpatiotemporalMAE` for clips.
 
-Training, pictures, comparisons and exports ask these methods, never which of the models it is.
+Training, pictures and comparisons ask these methods, never which of the models it is.
 
 Legend: B samples, F frames of one (a pair: 2), n predicted frames, N patches or tubelets, P pixels in one, H W pixels.
 What a model predicts is [B', N, P]: B' is B, times the futures of each past where there are several.
@@ -24,14 +24,6 @@ class Comparison(NamedTuple):
     """`model`, `copy`, `mean`, perhaps more, each [B', N, P]"""
     parts: dict[str, Tensor]
     """which places count: `all`, and the kinds they divide into, each [B', N]"""
-
-
-class Export(NamedTuple):
-    """Weights for other programs: what they are in words, the tensors by name, the configuration as plain values."""
-
-    about: str
-    state: dict[str, Tensor]
-    config: dict[str, Any]
 
 
 class PretrainingModel(nn.Module):
@@ -109,10 +101,6 @@ class PretrainingModel(nn.Module):
 
     def compare(self, video: Tensor, batch: Mapping[str, Any]) -> Comparison:
         """The prediction beside that of copying; batch: the samples' `seed`, `time` and `path`."""
-        raise NotImplementedError
-
-    def export_state(self) -> Export:
-        """What `siammae export` writes."""
         raise NotImplementedError
 
     def target(self, pixels: Tensor) -> Tensor:

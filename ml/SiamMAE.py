@@ -21,7 +21,7 @@ from mae.masking import check_some_hidden, mask_noise, random_masking
 from mae.models_mae import ARCHITECTURES, MAEEncoder, MaskedAutoencoderViT, noise_for
 from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, pixel_statistics
 from mae.patches import grid_size, masked_loss, normalize_patches, patch_statistics
-from mae.pretraining import Comparison, Export, PretrainingModel, folded
+from mae.pretraining import Comparison, PretrainingModel, folded
 from mae.weights import download_pretrained_model, load_pretrained, load_pretrained_st
 from ml.decoders import DECODERS, CrossDecoder
 
@@ -193,11 +193,6 @@ class SiamMAE(PretrainingModel):
         guesses = {"model": prediction, "copy": copy, "mean": torch.zeros_like(target), "wrong f1": fooled}
         short = (batch["time"][:, 1] - batch["time"][:, 0] <= 26 / 30).to(mask.device)[:, None]
         return Comparison(target, guesses, {"all": mask, "short": mask * short, "long": mask * ~short})
-
-    def export_state(self) -> Export:
-        """The encoder under timm's names, which are the same because both follow ViT's: a `VisionTransformer` without
-        its head; the fixed positions travel as timm's learned ones."""
-        return Export("the encoder, under timm's names", self.encoder.state_dict(), self.encoder.config)
 
     def pairs_in(self, video: Tensor) -> int:
         """Each future is a pair."""

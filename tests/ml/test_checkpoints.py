@@ -217,7 +217,7 @@ def test_timm_gives_the_same_features_with_the_exported_encoder():
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.02)
     theirs = timm.create_model("vit_small_patch16_224", num_classes=0).eval()
-    theirs.load_state_dict(model.export_state().state, strict=True)
+    theirs.load_state_dict(model.encoder.state_dict(), strict=True)
     frames = torch.rand(2, 3, 224, 224)
     features = theirs.forward_features(normalize(frames))[:, 1:].unflatten(1, (14, 14))
     torch.testing.assert_close(features, model.encode(frames), rtol=0, atol=1e-5)
