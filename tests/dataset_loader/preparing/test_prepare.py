@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from PIL import Image
 
 from cli.main import COMMANDS, main
 from common.errors import InputError
-from dataset_loader import decode_all, read_index
+from dataset_loader import decode_all, open_source, read_index
 from dataset_loader.packed import Shard
 from dataset_loader.preparing.encoding import at_rate, write_video
 from dataset_loader.preparing.manifest import Row, default_path, write_manifest
 from dataset_loader.preparing.prepare import prepare
 from dataset_loader.preparing.recipe import Recipe
+from dataset_loader.times import runs
+from tests.dataset_loader.odd_videos import ODD
 from tests.dataset_loader.preparing.kills import kill_at_random_moments
 
 RECIPES = {
@@ -89,6 +92,28 @@ def test_frames_and_times_stay(prepared, folder):
         error = np.abs(small - seen).mean()
         assert error < 8
         assert np.abs(small - np.roll(seen, 1, axis=0)).mean() > error + 2  # in their order
+
+
+@pytest.mark.parametrize("form", sorted(RECIPES))
+def test_odd_videos_become_what_the_loader_takes(form, tmp_path, pictures):
+    """Upright, in their colours, and with times between which no pair is drawn across a reset of the clock."""
+    for name, make in ODD.items():
+        (tmp_path / "v").mkdir(exist_ok=True)
+        make(tmp_path / "v" / name, pictures[:30])
+    recipe = replace(RECIPES[form], short_side=None, crf=4, quality=98)
+    assert prepare(tmp_path / "v", tmp_path / "out", recipe, jobs=2) == {}
+    source = open_source(tmp_path / "out")
+    assert len(source.names) == len(ODD)
+    for number, path in enumerate(source.names):
+        original = tmp_path / "v" / next(name for name in ODD if Path(name).stem in path)
+        frames, times = decode_all(original)
+        with source.open(number) as clip:
+            seen, _ = clip.frames(range(len(clip.times)))
+            assert seen.shape == frames.shape and np.abs(seen - frames.astype(int)).mean() < 9, path
+            assert (np.diff(clip.times) > 0).all()
+            assert [last - first for first, last in runs(clip.times)] == [
+                last - first for first, last in runs(times)
+            ], path
 
 
 def test_what_is_there_and_what_failed(prepared):
