@@ -2,7 +2,6 @@
 
 import email.utils
 import json
-import os
 import random
 import shutil
 import socket
@@ -224,9 +223,6 @@ def test_a_web_page_may_be_what_is_wanted(site, tmp_path):
     assert fetch(site, tmp_path / "page.html").read_bytes() == PAGE
 
 
-# Memory and disk
-
-
 def test_memory_stays_constant(site, target):
     site.files[PLACE] = bytes(48 << 20)
     tracemalloc.start()
@@ -236,14 +232,6 @@ def test_memory_stays_constant(site, target):
     finally:
         tracemalloc.stop()
     assert target.stat().st_size == 48 << 20
-
-
-def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(site, target, monkeypatch):
-    fsync, replace, calls = os.fsync, os.replace, []
-    monkeypatch.setattr("common.download.os.fsync", lambda *a: (calls.append("fsync"), fsync(*a)))
-    monkeypatch.setattr("common.download.os.replace", lambda *a: (calls.append("replace"), replace(*a)))
-    fetch(site, target)
-    assert calls == ["fsync", "replace"]
 
 
 def test_full_disk(site, target, monkeypatch):
