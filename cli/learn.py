@@ -21,7 +21,8 @@ def main(
 ) -> None:
     """Train a small preset, seeded, and report its error on held-out videos beside that of copying.
 
-    What is copied is f1 or, in clips, the nearest visible tubelet in time.
+    Of a model of pairs also whether it finds what moved. What is copied is f1 or, in clips, the nearest visible tubelet
+    in time.
 
     Args:
         data: folder of videos
@@ -34,10 +35,12 @@ def main(
     """
     import torch
 
+    from cli.motion import frames
     from cli.plot import write
     from cli.wiring import fixed_dataset, fixed_loader, training_loader
     from dataset_loader import find_videos, hold_out
     from ml.checkpoints import load_model, numbered
+    from ml.motion import SHIFTS, motion_report, motion_table, shifted_pairs, untrained_twin
     from ml.reconstruction import compare_with_copying, first_samples, reconstruct_all
     from ml.SiamMAE import build_model
     from ml.utils import leave_cores, train
@@ -66,13 +69,19 @@ def main(
         model, checkpoint = load_model(path)
         results[f"{checkpoint['step']:,} steps"] = compare_with_copying(model, batches)
     table = _table(results)
+    motion: dict[str, Any] = {}
+    if not config.of_clips:
+        images = frames(test_files, config.data.image_size + 2 * max(SHIFTS), 128)
+        tests = [shifted_pairs(images, shift, seed=shift) for shift in SHIFTS]
+        motion = motion_report(model, tests, untrained=untrained_twin(model))
+        table += f"\n{motion_table(motion)}"
     print(table)
     samples = first_samples(batches, 10**9)
     rows, names = reconstruct_all(model, samples[:: max(1, len(samples) // 8)][:8])
     pictures = [out / f"{run}{suffix}" for suffix in (".png", ".gif")[: 2 if len(rows[0].frames) > 1 else 1]]
     for picture in pictures:
         write(rows, names, f"{run}: held out", picture)
-    report = {"run": run, "test": [Path(path).name for path in test_files], **results}
+    report = {"run": run, "test": [Path(path).name for path in test_files], "motion": motion, **results}
     write_atomically(out / f"{run}.json", lambda file: file.write(json.dumps(report, indent=1).encode()))
     write_atomically(out / f"{run}.md", lambda file: file.write(table.encode()))
     print(f"table: {out / run}.md, numbers: {out / run}.json, pictures: {', '.join(map(str, pictures))}")

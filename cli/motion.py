@@ -1,6 +1,7 @@
 """siammae motion CHECKPOINT --data HELD_OUT_VIDEOS: does the model find what moved?"""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,7 +52,7 @@ def main(
     if not isinstance(model, SiamMAE):
         raise InputError(f"{path} is a model of clips; motion is measured on a model of pairs")
     size = model.grid[0] * model.patch_size
-    images = _frames(data, size + 2 * max(SHIFTS), pairs)
+    images = frames(data, size + 2 * max(SHIFTS), pairs)
     shifts = [shifted_pairs(images, shift, seed=shift) for shift in SHIFTS]
     tests = [*shifts, *_crops(data, size, model.patch_size, pairs), _world(size, pairs)]
     report = motion_report(model, tests, untrained=untrained_twin(model))
@@ -72,7 +73,7 @@ def main(
     print(f"numbers: {out / name}.json, table: {out / name}.md, picture: {save_figure(figure, out / f'{name}.png')}")
 
 
-def _frames(data: Path, size: int, count: int) -> "Tensor":
+def frames(data: Path | Sequence[str | Path], size: int, count: int) -> "Tensor":
     """The central squares of frames drawn from the videos in turn: uint8 [count, 3, size, size]."""
     import torch
 

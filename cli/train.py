@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cli.flags import read_first
+from common.errors import InputError
 from ml.config import RunConfig
 from ml.presets import PRESETS, preset
 
@@ -26,6 +27,9 @@ class Validation:
     """only these sequences of it"""
     score_size: str = "short240"
     """what their first 25 frames are resized to; otherwise the protocol is dino"""
+    motion: bool = False
+    """measure on windows of frames of --test-data, 8 and 16 pixels apart, whether the model finds what moved, every
+    --score-epochs epochs"""
 
 
 @dataclass
@@ -54,6 +58,8 @@ class Arguments:
 
     data: Path
     """folder of videos in any container that FFmpeg reads, of packed shards or JPEG folders, a ledger, or a list"""
+    photos: Path | None = None
+    """folder of single pictures beside the videos, for pairings of one frame"""
     preset: str = "micro"
     """where the defaults below come from"""
     weights: Path | None = None
@@ -126,7 +132,7 @@ def run(arguments: Arguments) -> str:
     torch.manual_seed(config.run.seed)
     weights = str(arguments.weights) if arguments.weights else None
     model = build_model(config.model.model, weights=weights, **config.model_arguments)
-    loader, accumulation = training_loader(config, arguments.data, **share)
+    loader, accumulation = training_loader(config, arguments.data, arguments.photos, **share)
     held_out = None
     if validation.test_data is not None:
         dataset = fixed_dataset(config, validation.test_data, visits=4)
@@ -145,7 +151,7 @@ def run(arguments: Arguments) -> str:
     name = train(
         model, loader, prefix=output.prefix, device=device, resume=arguments.resume, root=output.root,
         tracker=output.tracker, allow_changes=arguments.allow_changes, strategy=arguments.strategy,
-        accumulation=accumulation, validation=held_out, score=score_of(validation), **config.train_arguments,
+        accumulation=accumulation, validation=held_out, score=score_of(config, validation), **config.train_arguments,
     )  # fmt: skip
     if ranks.first:
         print(
@@ -155,13 +161,24 @@ def run(arguments: Arguments) -> str:
     return name
 
 
-def score_of(validation: Validation) -> Callable[[Any], dict[str, float]] | None:
-    """The function that follows DAVIS's objects with a model, if that was asked for."""
-    if validation.score_data is None:
-        return None
-    from evaluation.benchmarks.davis import Davis
-    from evaluation.run import propagation_score
+def score_of(config: RunConfig, validation: Validation) -> Callable[[Any], dict[str, float]] | None:
+    """The functions that follow DAVIS's objects with a model and measure motion, where that was asked for."""
+    scores: list[Callable[[Any], dict[str, float]]] = []
+    if validation.score_data is not None:
+        from evaluation.benchmarks.davis import Davis
+        from evaluation.run import propagation_score
 
-    benchmark = Davis(validation.score_data, validation.score_year)
-    rules = benchmark.protocol("dino", size=validation.score_size)
-    return propagation_score(benchmark, rules, names=validation.score_sequences, frames=25)
+        benchmark = Davis(validation.score_data, validation.score_year)
+        rules = benchmark.protocol("dino", size=validation.score_size)
+        scores.append(propagation_score(benchmark, rules, names=validation.score_sequences, frames=25))
+    if validation.motion:
+        from cli.motion import frames
+        from ml.motion import SHIFTS, motion_score, shifted_pairs
+
+        if validation.test_data is None or config.of_clips:
+            raise InputError("--motion measures a model of pairs on held-out videos: give --test-data")
+        images = frames(validation.test_data, config.data.image_size + 2 * max(SHIFTS), 64)
+        scores.append(motion_score([shifted_pairs(images, shift, seed=shift) for shift in (8, 16)]))
+    if not scores:
+        return None
+    return lambda model: {name: value for score in scores for name, value in score(model).items()}

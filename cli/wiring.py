@@ -14,18 +14,25 @@ Videos = str | Path | Iterable[str | Path]
 
 
 def training_loader(
-    config: RunConfig, videos: Videos, *, rank: int = 0, world_size: int = 1, pin_memory: bool = False
+    config: RunConfig,
+    videos: Videos,
+    photos: Path | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
 ) -> tuple[PairLoader, int]:
     """The shuffled batches of one process, and how many of them make a step: `accumulation` of `ml.utils.train`."""
     batch_size, accumulation = config.shares(world_size)
-    dataset = get_kinetics_dataset(videos, **config.dataset_arguments)
+    dataset = get_kinetics_dataset(videos, photos=photos, **config.dataset_arguments)
     share: dict[str, Any] = dict(rank=rank, world_size=world_size, pin_memory=pin_memory)
     return make_loader(dataset, batch_size, workers=config.run.workers, **share), accumulation
 
 
 def fixed_dataset(config: RunConfig, videos: Videos, visits: int) -> PairDataset:
     """Always the same samples, `visits` from each video, whatever the configuration's seed; not augmented."""
-    fixed = {**config.dataset_arguments, "repeated_sampling": 1, "visits": visits, "seed": 0}
+    fixed = {**config.dataset_arguments, "repeated_sampling": 1, "visits": visits, "seed": 0, "pairing": "video"}
+    fixed["schedule"] = ""
     return get_kinetics_dataset(videos, augment=False, **fixed)
 
 

@@ -5,11 +5,13 @@ JSON beside a run and in its checkpoints. So no two sections share a name, and t
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 from common.errors import InputError
+from common.schedule import Schedule
 
 # The names that `ml.SiamMAE.DECODERS`, `mae.masking.MASKINGS` and `mae.patches.LOSSES` register; a test compares them.
 EncoderKind = Literal["siamese", "joint"]
@@ -80,6 +82,11 @@ class DataSection(Section):
     """largest gap, itself included"""
     rotation: float = 0.0
     """both frames turned by up to so many degrees either way"""
+    pairing: str = "video"
+    """what makes a pair: video, jittered, video_shifted, shifted, shifted_patches, crops, crops_reversed, or
+    mixed:NAME=SHARE,…"""
+    schedule: str = ""
+    """a curriculum, in place of pairing and mask_ratio: 'EPOCH PAIRING [MASK_RATIO]; …' (common/schedule.py)"""
     repeated_sampling: int = 2
     """pairs from each opened video"""
     futures: int = 1
@@ -89,6 +96,8 @@ class DataSection(Section):
 
     def check(self) -> None:
         super().check()
+        if self.schedule:
+            Schedule.parse(self.schedule)
         if self.max_gap < self.min_gap:
             raise InputError(f"max_gap {self.max_gap} is smaller than min_gap {self.min_gap}")
 
@@ -207,7 +216,8 @@ class RunConfig:
         """The keyword arguments of `dataset_loader.get_kinetics_dataset` that this configuration decides."""
         clips = () if self.of_clips else ("clip_frames", "stride")
         values = {name: value for name, value in vars(self.data).items() if name not in clips}
-        return {**values, "seed": self.run.seed}
+        patch = re.search(r"patch(\d+)", self.model.model)  # by which some pairings shift
+        return {**values, **({"patch_size": int(patch[1])} if patch else {}), "seed": self.run.seed}
 
     @property
     def model_arguments(self) -> dict[str, Any]:
@@ -222,6 +232,7 @@ class RunConfig:
     def train_arguments(self) -> dict[str, Any]:
         """The keyword arguments of `ml.utils.train` that this configuration decides."""
         fields = {**vars(self.optimisation), **vars(self.run), "peak_lr": self.peak_lr, "config": self.flat()}
+        fields["schedule"] = self.data.schedule
         return {name: value for name, value in fields.items() if name not in _NOT_OF_TRAIN}
 
     def flat(self) -> dict[str, Any]:
@@ -246,7 +257,7 @@ def field_types() -> dict[str, Any]:
     return {name: kind for part in sections for name, kind in get_type_hints(part).items() if name != "LEAST"}
 
 
-_OF_PAIRS = ("encoder_kind", "decoder_kind", "min_gap", "max_gap", "futures")
+_OF_PAIRS = ("encoder_kind", "decoder_kind", "min_gap", "max_gap", "futures", "pairing", "schedule")
 _OF_CLIPS = ("mask_kind", "stride")
 _COMPUTING = ("checkpointing", "decoder_float32")
 _DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from common.errors import InputError
+from common.schedule import Schedule
 from common.surroundings import note_start
 from ml.checkpoints import BEST, LAST, only_here
 from ml.devices import Device, best_device
@@ -26,6 +27,7 @@ from ml.loading import Batch, Loader, batches_from, fingerprint, pairs_per_batch
 from ml.logs import EpochLoss
 from ml.optimisation import Averaged, lr_scale, make_optimizer, set_lr
 from ml.ranks import Ranks, Strategy, wrap
+from ml.reconstruction import masking
 from ml.reporting import (
     Bar,
     EpochRecord,
@@ -61,6 +63,7 @@ def train(
     layer_decay: float = 1.0,
     clip_grad: float = 0.0,
     ema: float = 0.0,
+    schedule: str = "",
     accumulation: int = 1,
     strategy: Strategy = "ddp",
     compile: bool = False,
@@ -93,7 +96,9 @@ def train(
     folder, and the same again goes on. allow_changes: go on although the configuration differs.
 
     layer_decay, clip_grad (the gradients' largest norm), ema (decay of averaged weights): off at 1, 0, 0. compile: by
-    torch. skip_nonfinite: how many steps with a NaN or infinite loss or gradient are skipped before the run ends.
+    torch. schedule: a curriculum (`common.schedule`); its mask ratios are followed here, its pairings by the loader's
+    data set. skip_nonfinite: how many steps with a NaN or infinite loss or gradient are skipped before the run
+    ends.
     validation: a loader of held-out pairs, evaluated after each epoch; the best epoch is kept as `best.pt`. score: is
     called with the model every `score_epochs` epochs and at the end, for numbers such as label propagation gives. Both
     see the averaged weights where these are kept. root: the folder that holds `losses/` and `checkpoints/`. config:
@@ -113,8 +118,9 @@ def train(
     settings = dict(
         epochs=epochs, steps_per_epoch=per_epoch, batch_size=pairs_per_step, peak_lr=peak_lr,
         warmup_epochs=warmup_epochs, weight_decay=weight_decay, layer_decay=layer_decay, clip_grad=clip_grad, ema=ema,
-        compile=compile, data=fingerprint(data_loader),
+        compile=compile, data=fingerprint(data_loader), **({"schedule": schedule} if schedule else {}),
     )  # fmt: skip
+    curriculum = Schedule.parse(schedule) if schedule else None
     identity = dict(model=model.config, train=settings, run=config)
     with ExitStack() as stack:
         stack.enter_context(ranks.outliving_others())
@@ -157,7 +163,9 @@ def train(
             for batches, waited in _steps(data_loader, done, accumulation):
                 lr = peak_lr * lr_scale(done.step, warmup_steps, epochs * per_epoch)
                 set_lr(optimizer, lr)
-                result = training_step(module, batches, optimizer, device=device, ranks=ranks, clip_grad=clip_grad)
+                ratio = curriculum.mask_ratio(done.step / per_epoch) if curriculum else None
+                with masking(model, ratio):
+                    result = training_step(module, batches, optimizer, device=device, ranks=ranks, clip_grad=clip_grad)
                 averaged.update()
                 done.advance()
                 pairs = result.pairs * ranks.world_size

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from cli.main import main
 from ml.checkpoints import save_checkpoint
@@ -45,3 +46,34 @@ def test_what_has_no_pairs(clips, tmp_path, capsys):
     assert "a model of clips; motion is measured on a model of pairs" in capsys.readouterr().err
     assert main(["motion", path, "--data", str(clips), "--pairs", "0"]) == 2
     assert "pairs is 0" in capsys.readouterr().err
+
+
+def test_a_curriculum_with_photographs_that_is_watched(clips, tmp_path, capsys):
+    """`--schedule`, `--photos` and `--motion` of `siammae train`, in the smallest size."""
+    files = sorted(clips.iterdir())
+    for folder, part in (("train", files[:4]), ("test", files[4:])):
+        (tmp_path / folder).mkdir()
+        for file in part:
+            (tmp_path / folder / file.name).symlink_to(file)
+    (tmp_path / "photos").mkdir()
+    for k in range(2):
+        Image.effect_noise((120, 90), 60 + k).save(tmp_path / "photos" / f"{k}.png")
+    given = ["train", "--data", str(tmp_path / "train"), "--preset", "smoke", "--root", str(tmp_path)]
+    given += ["--batch-size", "4", "--photos", str(tmp_path / "photos"), "--test-data", str(tmp_path / "test")]
+    given += ["--score-epochs", "1"]
+    schedule = "0 shifted_patches 0.5; 1 mixed:video=1,shifted=1 0.75"
+    assert main([*given, "--schedule", schedule, "--motion"]) == 0
+    printed = capsys.readouterr().out
+    assert "4 video files and 2 pictures" in printed
+    (log,) = (tmp_path / "losses").glob("*.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    measured = [line for line in lines if "shift 8: error" in line]
+    assert len(measured) == 2
+    assert all(0 <= line["shift 16: hits"] <= 1 for line in measured)
+
+    assert main([*given, "--pairing", "jittered"]) == 2
+    assert "the pairing jittered takes two frames, and a picture is one" in capsys.readouterr().err
+    assert main([*given, "--pairing", "zoomed"]) == 2
+    assert "pairing 'zoomed' is unknown; there are video, crops" in capsys.readouterr().err
+    assert main([*given[:7], "--motion"]) == 2
+    assert "give --test-data" in capsys.readouterr().err
