@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -128,10 +129,8 @@ class Crew:
     def __init__(
         self, function: Callable, size: int, *, time_limit: float, ahead: int = 1, memory: int | None = None
     ) -> None:
-        self._function, self._size, self._time_limit, self._ahead, self._memory = (
-            function, size, time_limit, ahead, memory,
-        )  # fmt: skip
-        self._context = forking_context()
+        self._start = partial(_Worker, forking_context(), function, ahead, memory)
+        self._size, self._time_limit, self._ahead = size, time_limit, ahead
         self._in_vain = 0  # processes that ended before they had begun a task, in a row
         self._looked = self._excused = time.monotonic()
         self._workers: list[_Worker] = []
@@ -151,6 +150,7 @@ class Crew:
         free = min(self._workers, key=lambda worker: len(worker.tasks), default=None)
         if free is None or (free.tasks and len(self._workers) < self._size):
             free = self._start()
+            self._workers.append(free)
         free.give(task)
 
     def results(self, timeout: float) -> Iterator[tuple[Any, Any, Memory]]:
@@ -178,10 +178,6 @@ class Crew:
                 if now - max(since, worker.heard, self._excused) > limit:
                     yield from self._replace(worker, hung=True)
 
-    def _start(self) -> _Worker:
-        self._workers.append(_Worker(self._context, self._function, self._ahead, self._memory))
-        return self._workers[-1]
-
     def _replace(self, worker: _Worker, *, hung: bool) -> Iterator[tuple[Any, Failure, Memory]]:
         """End a process that hangs or is dead; give its tasks to a new one, but for the one it was working on."""
         if not hung:
@@ -191,10 +187,10 @@ class Crew:
         if worker.beat[0] == worker.tasks[0][0]:
             task, note = worker.tasks.popleft()[1], (int(worker.beat[2]), int(worker.beat[3]))
             ending = f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code}"
+            failure = Failure("crashed", f"crashes the decoder (its process {ending})", note)
             if hung:
-                yield task, Failure("hung", f"gave nothing for {self._time_limit:g} s", note), worker.slots[0]
-            else:
-                yield task, Failure("crashed", f"crashes the decoder (its process {ending})", note), worker.slots[0]
+                failure = Failure("hung", f"gave nothing for {self._time_limit:g} s", note)
+            yield task, failure, worker.slots[0]
         else:
             self._in_vain += 1
             if self._in_vain > 2 * self._size:
