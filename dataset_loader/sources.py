@@ -7,7 +7,7 @@ Legend: V videos of a source, N frames of a clip, n chosen frames.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from common.errors import InputError
 from dataset_loader.decoding import Video
-from dataset_loader.files import PACKED_SUFFIX, SUFFIXES, Names, files_and_folders, search
+from dataset_loader.files import PACKED_SUFFIX, SUFFIXES, Names, files_and_folders, find_videos, search
 from dataset_loader.frame_folders import FrameClip, check_template
 from dataset_loader.ledger import Ledger
 from dataset_loader.lists import read_list
@@ -162,18 +162,29 @@ class WithPictures:
         return f"{self.videos} and {self.pictures}"
 
 
+# What `--data NAME:PLACE` opens, whatever else the place holds. To add a data set, write its `Source` and a line here.
+SOURCES: dict[str, Callable[[str], Source]] = {
+    "videos": lambda place: VideoFiles(find_videos(place)),
+    "pictures": PictureFiles,
+}
+
+
 def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30, template: str | None = None) -> Source:
     """The videos of a folder, of one ledger or shard, or of a list of files or folders of one kind.
 
     A folder is searched to its depths, links followed and hidden names left out. Where it holds several kinds, packed
     shards come before a ledger, that before video files, those before folders of pictures. A list may also be a text
     file (see `lists`). fps: the rate of pictures without times. template: which pictures of a folder that holds several
-    kinds, such as "img_{:05d}.jpg". Raises InputError if something is missing or lies in another, or nothing is found.
+    kinds, such as "img_{:05d}.jpg". `NAME:PLACE` takes the one of `SOURCES`. Raises InputError if something is missing
+    or lies in another, or nothing is found.
     """
     if not 0 < fps <= 1000:
         raise InputError(f"fps is {fps}; it must be above 0 and at most 1000")
     if not isinstance(where, str | Path):
         return _open_list(where, fps, template)
+    name, _, place = str(where).partition(":")
+    if name in SOURCES and not os.path.exists(where):
+        return SOURCES[name](place)
     if os.path.isfile(where):
         if str(where).endswith(PACKED_SUFFIX):
             return PackedShards([str(where)])
