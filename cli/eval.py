@@ -55,7 +55,7 @@ def main(
     benchmark: Annotated[Chosen, tyro.conf.arg(name="")],
     out: Path,
     source: str = "micro/20043",
-    protocol: Literal["paper", "rsp", "dino"] = "paper",
+    protocol: Literal["paper", "rsp", "dino", "dinov3"] = "paper",
     sequences: tuple[str, ...] = (),
     frames: int | None = None,
     export: Path | None = None,

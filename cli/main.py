@@ -13,6 +13,7 @@ COMMANDS = {
     "ablate": "train a grid of settings and seeds, and compare them in a table and a figure",
     "test": "the loss of a checkpoint on held-out videos",
     "eval": "DAVIS, VIP, JHMDB and others: how well features follow objects, parts and joints",
+    "score": "the same benchmarks' numbers of results that any method saved",
     "track": "follow your own objects through your own video",
     "motion": "does a model find what moved? errors and attention on pairs with a known correspondence",
     "settle": "train a small head on a frozen encoder, so that its features agree through time",

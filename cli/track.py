@@ -112,7 +112,8 @@ def main(
 
 def _claim(out: Path, about: dict) -> None:
     """Make the folder ours; one of somebody else's, of another run, or of a finished one is not written into."""
-    from evaluation.results import refuse_others, write_json
+    from common.files import write_json
+    from evaluation.results import refuse_others
 
     if (out / "overlay.mp4").exists():
         raise InputError(f"{out} exists already and is not overwritten; name another folder with --out")

@@ -1,11 +1,13 @@
 """Writes that never leave half a file behind, a lock between processes, and one reader for text in any encoding."""
 
 import codecs
+import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from common.errors import InputError
 
@@ -70,6 +72,13 @@ def locked(path: Path, busy: Callable[[], object]) -> Iterator[BinaryIO]:
 def write_text(path: str | Path, text: str) -> None:
     """Write a text in UTF-8 with `write_atomically`."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write plain values so that any JSON parser reads them; lists of numbers stay on a line."""
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text)
+    write_text(path, text + "\n")
 
 
 def read_text(path: str | Path) -> str:

@@ -7,20 +7,25 @@ or by several processes.
 Legend: T frames, M objects, C classes, J joints.
 """
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from common.errors import InputError
+from common.files import read_text, write_json
 from evaluation import protocols
 from evaluation.metrics import STATISTICS, confusion, joint_errors, mean_iou, pck, region_and_contour, statistics
 from evaluation.protocols import Protocol
-from evaluation.videos import Label, Video
+from evaluation.videos import Label, Video, check_size, read_mask
+
+if TYPE_CHECKING:
+    from evaluation.controls import Tracker
 
 Scores = dict[str, Any]
 Record = dict[str, Any]  # video, frames, seconds, scores, …: what is kept of a finished video
@@ -61,6 +66,47 @@ class Benchmark(ABC):
     def cells(self, scores: Scores) -> tuple[str, ...]:
         """A video's line in the printed table."""
 
+    def follow(self, video: Video, by: "Tracker", protocol: Protocol, *, batch: int = 1) -> Iterator[Label]:
+        """The labels of all frames of a video in turn, the given first one among them."""
+        from evaluation.controls import follow
+
+        return follow(video, by, protocol, batch=batch)
+
+    def heading(self, protocol: Protocol) -> str:
+        """How labels are followed, as a line that stands beside every number."""
+        return str(protocol)
+
+    def export(self, folder: Path, video: Video, results: Sequence[Label]) -> None:
+        """Write the results as the official tool reads them: masks as palette PNGs under the names of their frames."""
+        from evaluation.pictures import save_mask
+
+        for path, mask in zip(video.paths, results, strict=True):
+            save_mask(folder / video.name / f"{path.stem}.png", mask)
+
+    def exported(self, video: Video) -> str:
+        """The last file that `export` writes."""
+        return f"{video.name}/{video.paths[-1].stem}.png"
+
+    def imported(self, folder: Path, video: Video) -> list[Label]:
+        """Anyone's results, as `export` writes them; frames that are not scored may be missing."""
+        files = [folder / video.name / f"{path.stem}.png" for path in video.paths]
+        if not files[0].parent.is_dir():
+            raise InputError(f"{files[0].parent} does not exist: expected the results of {video.name}")
+        results = []
+        for index, file in enumerate(files):
+            mask = video.first if index in self.unscored(video) and not file.exists() else self.read_result(file)
+            check_size(mask.shape, video.first.shape, video.paths[index], file)
+            results.append(mask)
+        return results
+
+    def unscored(self, video: Video) -> tuple[int, ...]:
+        """The frames whose results do not count."""
+        return (0,)
+
+    def read_result(self, file: Path) -> Label:
+        """One of the files that `export` writes."""
+        return read_mask(file)
+
     def value(self, scores: Scores) -> float:
         """The one number by which videos are ordered; NaN where there is none."""
         return self.row({"": scores}).get(self.measure, math.nan)
@@ -82,7 +128,7 @@ class Benchmark(ABC):
 class Objects(Benchmark):
     """J and F of each object over the frames between the first and the last (DAVIS, semi-supervised)."""
 
-    columns = ("objects", "J", "F")
+    columns: ClassVar[tuple[str, ...]] = ("objects", "J", "F")
     measure = "J&F-Mean"
 
     def score(self, video: Video, results: Sequence[Label]) -> Scores:
@@ -119,11 +165,14 @@ class Objects(Benchmark):
             )
         return scores | ({"notes": notes} if notes else {})
 
+    def unscored(self, video: Video) -> tuple[int, ...]:
+        return (0, len(video) - 1)
+
     def row(self, scores: Mapping[str, Scores]) -> dict[str, float]:
         """The official row: the mean of each statistic over all objects of all videos; J&F is the mean of two means."""
         objects = [entry for each in scores.values() for entry in each["objects"]]
         names = [f"{measure}-{name}" for measure in "JF" for name in STATISTICS]
-        means = {name: float(np.mean([entry[name] for entry in objects])) for name in names}
+        means = {name: float(np.mean([entry[name] for entry in objects])) if objects else math.nan for name in names}
         return {"J&F-Mean": (means["J-Mean"] + means["F-Mean"]) / 2, **means}
 
     def cells(self, scores: Scores) -> tuple[str, ...]:
@@ -131,10 +180,36 @@ class Objects(Benchmark):
         return str(len(scores["objects"])), percent(row["J-Mean"]), percent(row["F-Mean"])
 
 
+class LateObjects(Objects):
+    """J and F of each object over the frames after its first, in which its mask is given (YouTube-VOS)."""
+
+    def unscored(self, video: Video) -> tuple[int, ...]:
+        return (0,)
+
+    def score(self, video: Video, results: Sequence[Label]) -> Scores:
+        given = {0: video.first, **video.later}
+        starts = {int(label): frame for frame, mask in given.items() for label in np.unique(mask[mask > 0])}
+        values: dict[int, list[tuple[float, float]]] = {label: [] for label in starts}
+        for index, truth, result in video.truth(results):
+            j, f = region_and_contour(truth, result, max(starts, default=0))
+            for label, start in starts.items():
+                if index > start:
+                    values[label].append((j[label - 1], f[label - 1]))
+        objects = [
+            {"object": label, **statistics("J", [j for j, _ in each]), **statistics("F", [f for _, f in each])}
+            for label, each in sorted(values.items())
+            if each
+        ]
+        notes = list(video.notes)
+        if len(objects) < len(starts):
+            notes.append(f"{len(starts) - len(objects)} objects start in the last labelled frame, and are not scored")
+        return {"objects": objects} | ({"notes": notes} if notes else {})
+
+
 class Classes(Benchmark):
     """Mean IoU of the classes 0 … C − 1 over all labelled frames, the first included (VIP's public script)."""
 
-    columns = ("classes", "mIoU")
+    columns: ClassVar[tuple[str, ...]] = ("classes", "mIoU")
     measure = "mIoU"
     classes: ClassVar[int]
 
@@ -158,7 +233,7 @@ class Keypoints(Benchmark):
     Scores, per joint: how often it was found within each α ("right"), how often it was counted, and strictly.
     """
 
-    columns = ("joints", "PCK@0.1", "strict")
+    columns: ClassVar[tuple[str, ...]] = ("joints", "PCK@0.1", "strict")
     measure = "PCK@0.1"
     changes = {"": {"size": "320x320"}}
 
@@ -182,6 +257,35 @@ class Keypoints(Benchmark):
             for count, suffix in (("counted", ""), ("strict", " strict"))
             for alpha, right in zip(ALPHAS, sums["right"], strict=True)
         }
+
+    def export(self, folder: Path, video: Video, results: Sequence[Label]) -> None:
+        """Joints as JSON, null for one that was lost."""
+        frames = [
+            {"frame": path.stem, "joints": [place if place[0] >= 0 else None for place in joints.tolist()]}
+            for path, joints in zip(video.paths, results, strict=True)
+        ]
+        write_json(folder / self.exported(video), frames)
+
+    def exported(self, video: Video) -> str:
+        return f"{video.name}.json"
+
+    def imported(self, folder: Path, video: Video) -> list[Label]:
+        file = folder / self.exported(video)
+        try:
+            joints = {entry["frame"]: entry["joints"] for entry in json.loads(read_text(file))}
+            shape = video.first.shape
+            lost = [-1.0] * shape[1]
+            found = [
+                np.array([lost if place is None else place for place in joints[path.stem]], dtype=np.float64)
+                for path in video.paths
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{file} does not hold joints of every frame of {video.name} ({error!r})") from error
+        if any(each.shape != shape for each in found):
+            raise InputError(f"{file}: expected joints of shape {shape} in every frame, as the truth has them")
+        return list(found)
 
     def cells(self, scores: Scores) -> tuple[str, ...]:
         row = self.row({"": scores})

@@ -6,6 +6,9 @@ frames into the context, where the predicted ones belong: what a leak would give
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from common.errors import InputError
 from evaluation.features import Source
@@ -57,17 +60,25 @@ def true_labels(video: Video) -> dict[int, Label]:
     return {index: label for index, label, _ in video.truth([video.first] * len(video))}
 
 
-def follow(video: Video, by: Tracker, protocol: Protocol, *, batch: int = 1) -> Iterator[Label]:
-    """The labels of all frames of a video in turn, the given first one among them."""
-    yield video.first
+def follow(
+    video: Video, by: Tracker, protocol: Protocol, *, batch: int = 1, void: int | None = None
+) -> Iterator[Label]:
+    """The labels of all frames of a video in turn, the first included. void: a label that is not followed."""
     if isinstance(by, Copy):
-        yield from [video.first] * (len(video) - 1)
+        label = video.first
+        for index in range(len(video)):
+            if index in video.later:
+                label = np.where(video.later[index] > 0, video.later[index], label)
+            yield label
         return
     source, known = (by.source, true_labels(video)) if isinstance(by, Oracle) else (by, None)
-    along = follow_joints if is_joints(video) else follow_mask
-    yield from along(
-        video.frames(), video.first, source.encode, protocol, patch_size=source.patch_size, batch=batch, oracle=known
-    )
+    options: dict[str, Any] = dict(patch_size=source.patch_size, batch=batch, oracle=known)
+    yield video.first
+    if is_joints(video):
+        yield from follow_joints(video.frames(), video.first, source.encode, protocol, **options)
+    else:
+        more: dict[str, Any] = dict(later=video.later, void=void)
+        yield from follow_mask(video.frames(), video.first, source.encode, protocol, **options, **more)
 
 
 def is_joints(video: Video) -> bool:

@@ -3,8 +3,9 @@
 Legend: H W pixels, h w patch grid, D width, J joints.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count, islice, tee
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,14 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
-from evaluation.labels import joints_to_patches, mask_to_patches, patches_to_joints, patches_to_mask
+from evaluation.labels import (
+    joints_to_patches,
+    mask_to_patches,
+    patches_to_joints,
+    patches_to_maps,
+    patches_to_mask,
+    resize_labels,
+)
 from evaluation.propagation import propagate
 from evaluation.protocols import Protocol
 from evaluation.videos import Frame, Joints, Label, Mask
@@ -30,20 +38,55 @@ def follow_mask(
     patch_size: int = 16,
     batch: int = 1,
     oracle: Mapping[int, Mask] | None = None,
+    later: Mapping[int, Mask] | None = None,
+    void: int | None = None,
 ) -> Iterator[Mask]:
     """RGB frames [H, W, 3] and the first one's mask [H', W'] → the masks [H', W'] of the others in turn.
 
     Frames are read one batch ahead at most, and each is encoded once. `oracle`: true masks by frame, which a control
-    puts into the context (`evaluation.controls`).
+    puts into the context (`evaluation.controls`). void: a label that is not followed.
+
+    later: masks of objects that start in later frames. Those that start together are followed together, from their
+    first frame on; where two such groups claim a pixel, the larger soft label wins.
     """
-    values = np.unique(first)
     video = _Encoded(frames, encode, protocol, patch_size, batch)
+    shape = (first.shape[0], first.shape[1])
+    starts = {0: first, **(later or {})}
+    groups = []
+    for (start, mask), stream in zip(sorted(starts.items()), tee(video.features, len(starts)), strict=True):
+        values = np.unique(mask)
+        values = values if void is None else values[values != void]
 
-    def to_patches(mask: Mask) -> Tensor:
-        return mask_to_patches(mask, video.grid, video.size, protocol, values)[0]
+        def to_patches(mask: Mask, values: Mask = values) -> Tensor:
+            return mask_to_patches(mask, video.grid, video.size, protocol, values)[0]
 
-    for soft in _follow(video, first, to_patches, protocol, oracle):
-        yield patches_to_mask(soft, values, video.size, (first.shape[0], first.shape[1]), protocol)
+        known = {index - start: label for index, label in oracle.items()} if oracle is not None else None
+        stream = islice(stream, start, None)
+        groups.append((start, values, _follow(video, stream, mask, to_patches, protocol, known)))
+    if len(groups) == 1:
+        _, values, softs = groups[0]
+        for soft in softs:
+            yield patches_to_mask(soft, values, video.size, shape, protocol)
+        return
+    for index in count(1):
+        found = [(values, next(softs, None)) for start, values, softs in groups if start < index]
+        found = [(values, soft) for values, soft in found if soft is not None]
+        if not found:
+            return
+        mask = _merged(found, video.size, shape, protocol)
+        given = starts.get(index)
+        yield mask if given is None else np.where(given > 0, given, mask)
+
+
+def _merged(found: Sequence[tuple[Mask, Any]], size: Size, shape: Size, protocol: Protocol) -> Mask:
+    """Soft labels of several groups → one mask: of the objects that win in their groups, the largest soft label."""
+    best, labels = torch.zeros(size), np.zeros(size, dtype=np.uint8)
+    for values, soft in found:
+        strength, winner = patches_to_maps(soft, size, protocol).cpu().max(dim=0)
+        named = values[winner.numpy()]
+        better = ((strength > best) & torch.from_numpy(named > 0)).numpy()
+        best[better], labels[better] = strength[better], named[better]
+    return resize_labels(labels, shape)
 
 
 def follow_joints(
@@ -65,7 +108,7 @@ def follow_joints(
     def to_patches(joints: Joints) -> Tensor:
         return joints_to_patches(joints, video.frame_size, video.grid)
 
-    for heat in _follow(video, first, to_patches, protocol, oracle):
+    for heat in _follow(video, video.features, first, to_patches, protocol, oracle):
         yield patches_to_joints(heat, video.frame_size)
 
 
@@ -102,6 +145,7 @@ class _Encoded:
 
 def _follow(
     video: _Encoded,
+    features: Iterable[Tensor],
     first: Label,
     to_patches: Callable[[Label], Tensor],
     protocol: Protocol,
@@ -114,7 +158,7 @@ def _follow(
         return None if label is None else to_patches(label)
 
     known = true_labels if oracle is not None else None
-    return propagate(video.features, to_patches(first).to(video.first.device), protocol, oracle=known)
+    return propagate(features, to_patches(first).to(video.first.device), protocol, oracle=known)
 
 
 def resize_frame(frame: Frame, size: Size) -> Frame:

@@ -48,11 +48,18 @@ def patches_to_mask(
     soft: Tensor, values: NDArray[np.uint8], input_size: tuple[int, int], size: tuple[int, int], protocol: Protocol
 ) -> NDArray[np.uint8]:
     """Soft labels [h, w, M] → the mask at the annotation's size (height, width): upsample, largest wins, nearest."""
-    maps = F.interpolate(soft.permute(2, 0, 1)[None], input_size, mode="bilinear", align_corners=False)[0]
-    if protocol.min_max:
-        maps = stretch(maps)
-    winner = maps.argmax(dim=0).cpu().numpy()
+    winner = patches_to_maps(soft, input_size, protocol).argmax(dim=0).cpu().numpy()
     return resize_labels(values[winner], size)
+
+
+def patches_to_maps(soft: Tensor, input_size: tuple[int, int], protocol: Protocol) -> Tensor:
+    """Soft labels [h, w, M] → [M, H, W] at the input size, of which the largest wins."""
+    channels = soft.permute(2, 0, 1)[None]
+    if protocol.enlarge == "nearest":
+        maps = F.interpolate(channels, input_size, mode="nearest-exact")[0]
+    else:
+        maps = F.interpolate(channels, input_size, mode="bilinear", align_corners=False)[0]
+    return stretch(maps) if protocol.min_max else maps
 
 
 def stretch(maps: Tensor) -> Tensor:

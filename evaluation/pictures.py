@@ -59,10 +59,19 @@ def overlay(frame: Frame, label: Any) -> Frame:
     """A frame [H, W, 3] with its label: objects half transparent in a contour, or joints as dots."""
     if label.dtype.kind == "f":
         return _dots(frame.copy(), label, filled=True)
-    drawn = frame.copy()
+    label, drawn = as_mask(label), frame.copy()
     inside = label > 0
     drawn[inside] = (drawn[inside].astype(np.uint16) + palette()[label[inside]]) // 2
     return _contours(drawn, label)
+
+
+def as_mask(label: Any) -> Mask:
+    """Label numbers as they are, or other ids as numbers of 1 … 255 by which their colours are chosen."""
+    return (
+        label.astype(np.uint8)
+        if label.max(initial=0) < 256
+        else np.where(label > 0, label % 251 + 1, 0).astype(np.uint8)
+    )
 
 
 def difference(frame: Frame, truth: Any, result: Any, void: int = 256) -> Frame:
@@ -221,7 +230,7 @@ def even(frame: Frame) -> Frame:
 def _panels(frame: Frame, truth: Any, result: Any, void: int) -> list[Frame]:
     if truth is None:
         return [overlay(frame, result)]
-    shown = truth if truth.dtype.kind == "f" else np.where(truth < void, truth, 0).astype(np.uint8)
+    shown = truth if truth.dtype.kind == "f" else as_mask(np.where(truth < void, truth, 0))
     return [overlay(frame, shown), overlay(frame, result), difference(frame, truth, result, void)]
 
 

@@ -300,7 +300,7 @@ def _inside(
         inside = (down <= protocol.radius)[:, :, None, None] & (across <= protocol.radius)
     else:
         squares = down.square().float()[:, :, None, None] + across.square().float()
-        inside = squares < protocol.radius**2
+        inside = squares <= protocol.radius**2 if protocol.shape == "circle" else squares < protocol.radius**2
     return inside.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
@@ -308,7 +308,7 @@ def _reach(protocol: Protocol) -> int:
     """How many rows or columns away a source may lie at most."""
     if protocol.radius == 0:
         return 2**30
-    return floor(protocol.radius) if protocol.shape == "square" else ceil(protocol.radius) - 1
+    return ceil(protocol.radius) - 1 if protocol.shape == "disk" else floor(protocol.radius)
 
 
 def _grid(frame: Tensor) -> str:

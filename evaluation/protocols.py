@@ -1,24 +1,27 @@
 """How labels are propagated, as named values: no number stands without the protocol it was measured in.
 
-`paper` is CropMAE's and SiamMAE's (CRW's code with other numbers), `rsp` and `dino` are those papers' public scripts.
+`paper` is CropMAE's and SiamMAE's (CRW's code with other numbers), `rsp` and `dino` are those papers' public scripts,
+`dinov3` is that repository's notebook of segmentation tracking.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from common.errors import InputError
 
 _CHOICES = {
-    "shape": ("disk", "square"),
+    "shape": ("disk", "circle", "square"),
     "weights": ("softmax", "cut"),
     "reduce": ("bilinear", "nearest"),
+    "enlarge": ("bilinear", "nearest"),
 }
 
 
 def _parse_size(size: str) -> tuple[str, list[int]]:
     """ "480x880" → ("fixed", [480, 880]); "short480" → ("short", [480])."""
-    for rule in ("short", "long"):
+    for rule in ("short", "long", "least"):
         if size.startswith(rule) and size[len(rule) :].isdecimal():
             return rule, [int(size[len(rule) :])]
     height, _, width = size.partition("x")
@@ -34,19 +37,21 @@ class Protocol:
     Args:
         name: what the protocol is called beside a number
         size: what frames are resized to (bilinear): "480x880" (height × width) as it stands; "short480" or "long880":
-            that side, the other in proportion, rounded down to a multiple of 64.
+            that side, the other in proportion, rounded down to a multiple of 64; "least960": the short side, both
+            sides rounded up to whole patches.
         context: frames that labels come from, besides the first one: the last `context` with their predicted labels.
         filled: whether these last frames are copies of the first at the beginning, so that it counts several times;
             otherwise there are none yet.
         top_k: how many of all context patches give a target patch its label.
         radius: how far away these may lie, in patches; 0 is no limit.
-        shape: "disk": Euclidean distance < radius; "square": each coordinate ≤ radius.
+        shape: "disk": Euclidean distance < radius; "circle": ≤ radius; "square": each coordinate ≤ radius.
         first_unlimited: whether the first frame, which counts once beside the last ones, is exempt from the radius.
         temperature: similarities (cosines) are divided by it.
         weights: "softmax" over exactly the top k, or "cut": over all that reach the k-th value (they differ only in
             ties).
         reduce: how the first mask gets to the patch grid: "bilinear" (each object's, by way of the input size, without
             antialiasing) or "nearest" (from its own size).
+        enlarge: how soft labels get to the input size: "bilinear" or "nearest".
         min_max: whether each soft label is stretched to [0, 1] before the largest one wins.
     """
 
@@ -56,11 +61,12 @@ class Protocol:
     filled: bool = True
     top_k: int = 7
     radius: float = 20
-    shape: Literal["disk", "square"] = "disk"
+    shape: Literal["disk", "circle", "square"] = "disk"
     first_unlimited: bool = True
     temperature: float = 0.7
     weights: Literal["softmax", "cut"] = "softmax"
     reduce: Literal["bilinear", "nearest"] = "bilinear"
+    enlarge: Literal["bilinear", "nearest"] = "bilinear"
     min_max: bool = False
 
     def __post_init__(self) -> None:
@@ -79,7 +85,8 @@ class Protocol:
         first = "frame 0" + (" anywhere" if self.first_unlimited and self.radius else "")
         near = f"within {self.radius:g} ({self.shape})" if self.radius else "anywhere"
         queue = f"the last {self.context} {near}" + (", filled with frame 0" if self.filled else "")
-        labels = f"{self.reduce} labels" + (", min-max" if self.min_max else "")
+        labels = f"{self.reduce} labels" + (", enlarged by the nearest" if self.enlarge == "nearest" else "")
+        labels += ", min-max" if self.min_max else ""
         return (
             f"{self.name}: {self.size.replace('x', '×')}, {first} + {queue}, top {self.top_k}, "
             f"{self.weights} at T {self.temperature:g}, {labels}"
@@ -93,6 +100,10 @@ class Protocol:
         rule, numbers = _parse_size(self.size)
         if rule == "fixed":
             size = (numbers[0], numbers[1])
+        elif rule == "least":
+            scale = numbers[0] / min(height, width)
+            rows, columns = (ceil(round(side * scale / patch_size, 6)) for side in (height, width))
+            size = (rows * patch_size, columns * patch_size)
         else:
             named, vertical = numbers[0], (height <= width) == (rule == "short")  # whether the named side is the height
             other = (named * width // height if vertical else named * height // width) // 64 * 64
@@ -131,7 +142,8 @@ _DINO = Protocol(  # Caron et al. 2021, eval_video_segmentation.py
 )
 _RSP = replace(_DINO, name="rsp", context=30, top_k=7, radius=30)  # Jang et al. 2024
 
-NAMED = {"paper": _PAPER, "rsp": _RSP, "dino": _DINO}
+_DINOV3 = replace(_DINO, name="dinov3", size="least960", shape="circle", temperature=0.2, enlarge="nearest")  # 2025
+NAMED = {"paper": _PAPER, "rsp": _RSP, "dino": _DINO, "dinov3": _DINOV3}
 
 
 def protocol(name: str = "paper", changes: Mapping[str, Any] | None = None, **overrides: Any) -> Protocol:

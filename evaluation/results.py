@@ -11,7 +11,6 @@ A folder of exports keeps its own run.json and videos/ in .siammae/, which the o
 import hashlib
 import json
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import write_text
+from common.files import write_json
 from evaluation.benchmark import Benchmark, Record
-from evaluation.controls import is_joints, true_labels
+from evaluation.controls import true_labels
 from evaluation.page import write_page
-from evaluation.pictures import WriteVideo, save_mask, show
+from evaluation.pictures import WriteVideo, show
 from evaluation.videos import Label, Video
 
 
@@ -68,7 +67,7 @@ class Store:
     def keep(self, video: Video, results: Sequence[Label], record: Record) -> None:
         """Write what was asked for; the record comes last, and says that all is there."""
         if self.exports:
-            _export(self.exports.path, video, results)
+            self.benchmark.export(self.exports.path, video, results)
             self.exports.keep(video, {name: record[name] for name in ("video", "frames", "first")})
         if self.pictures:
             truths = true_labels(video)
@@ -78,7 +77,8 @@ class Store:
 
     def finish(self, heading: str, row: Mapping[str, float], in_words: str, records: Sequence[Record]) -> None:
         """Write results.json, the files of the official tool and the page."""
-        assert self.folder is not None
+        if self.folder is None:
+            return
         memory = [record["memory"] for record in records]
         kinds = sorted({name for each in memory for name in each})
         content = dict(
@@ -97,8 +97,7 @@ class Store:
     def _files(self, video: Video) -> list[Path]:
         files = []
         if self.exports:
-            last = f"{video.name}.json" if is_joints(video) else f"{video.name}/{video.paths[-1].stem}.png"
-            files.append(self.exports.path / last)
+            files.append(self.exports.path / self.benchmark.exported(video))
         if self.pictures:
             suffixes = (".png", ".mp4") if self.write_video else (".png",)
             files += [self.pictures / f"{video.name}{suffix}" for suffix in suffixes]
@@ -151,13 +150,6 @@ def digest(label: Label) -> str:
     return hashlib.sha256(str(label.shape).encode() + label.tobytes()).hexdigest()[:16]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Readable by any JSON parser: lists of numbers stay on a line."""
-    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text)
-    write_text(path, text + "\n")
-
-
 def surroundings() -> dict[str, Any]:
     """Versions, machine and, in a checkout, the commit of this workspace."""
     names = ("torch", "timm", "numpy", "cv2", "PIL")
@@ -182,19 +174,6 @@ def peak_memory() -> dict[str, int]:
     if torch.cuda.is_initialized():
         peak["gpu"] = torch.cuda.max_memory_allocated()
     return peak
-
-
-def _export(folder: Path, video: Video, results: Sequence[Label]) -> None:
-    """Masks as palette PNGs under the names of their frames; joints as JSON, null for one that was lost."""
-    stems = [path.stem for path in video.paths]
-    if is_joints(video):
-        joints = [[place if place[0] >= 0 else None for place in frame.tolist()] for frame in results]
-        write_json(
-            folder / f"{video.name}.json", [{"frame": s, "joints": j} for s, j in zip(stems, joints, strict=True)]
-        )
-    else:
-        for stem, mask in zip(stems, results, strict=True):
-            save_mask(folder / video.name / f"{stem}.png", mask)
 
 
 def _check_names(videos: Sequence[Video]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from common.errors import InputError
 from evaluation.benchmark import Benchmark, Record
-from evaluation.controls import Tracker, follow
+from evaluation.controls import Tracker
 from evaluation.features import model_source
 from evaluation.pictures import WriteVideo
 from evaluation.protocols import Protocol
@@ -41,7 +41,7 @@ def records(
         if record is None:
             video.check()
             start = time.perf_counter()
-            results = list(follow(video, source, protocol, batch=batch))
+            results = list(benchmark.follow(video, source, protocol, batch=batch))
             seconds = time.perf_counter() - start
             record = dict(
                 video=video.name, frames=len(video), first=digest(video.first), seconds=seconds,
@@ -50,6 +50,44 @@ def records(
             if store:
                 store.keep(video, results, record)
         yield record
+
+
+def score_results(
+    benchmark: Benchmark,
+    results: str | Path,
+    out: str | Path | None = None,
+    *,
+    names: Sequence[str] = (),
+    report: Report = print,
+) -> "Result":
+    """Score what any method left in the folder `results`, in the layout of `Benchmark.export`; no features involved.
+
+    Prints a line of each video and the row, and writes results.json and the files of the official tool into `out`,
+    which must be empty or not exist.
+    """
+    videos = list(benchmark.videos(names))
+    key = dict(benchmark=benchmark.key(), results=str(results))
+    store = Store(benchmark, key, videos, out, None, False, None)
+    line = _table(benchmark, videos, report)
+    found: list[Record] = []
+    for video in videos:
+        video.check()
+        start = time.perf_counter()
+        scores = benchmark.score(video, benchmark.imported(Path(results), video))
+        found.append(
+            dict(
+                video=video.name,
+                frames=len(video),
+                seconds=time.perf_counter() - start,
+                memory=peak_memory(),
+                scores=scores,
+            )
+        )
+        line(found[-1])
+    row = benchmark.row({record["video"]: record["scores"] for record in found})
+    report(final_row(row))
+    store.finish(f"scored: {results}", row, final_row(row), found)
+    return Result(row, found)
 
 
 @dataclass(frozen=True)
@@ -98,30 +136,23 @@ def evaluate(
     store = Store(benchmark, key, videos, out, export, pictures or write_video is not None, write_video)
     rank, world = place() if out is not None else (0, 1)
     part = f"; the first {frames} frames of each video" if frames else ""
-    heading = f"{source.name}; {protocol}{part}"  # stands beside every number
-    width = max(len("video"), *(len(video.name) for video in videos))
-
-    def line(name: str, *cells: str) -> None:
-        report(f"{name:{width}}" + "".join(f"  {cell:>8}" for cell in cells))
-
+    heading = f"{source.name}; {benchmark.heading(protocol)}{part}"  # stands beside every number
     if rank == 0:
         report(heading)
-        line("video", *benchmark.columns, "seconds")
+    line = _table(benchmark, videos, report, heading=rank == 0)
     found: dict[str, Record] = {}
     for record in records(benchmark, divide(videos, world)[rank], source, protocol, batch=batch, store=store):
         found[record["video"]] = record
-        line(record["video"], *benchmark.cells(record["scores"]), f"{record['seconds']:.1f}")
-        for note in record["scores"].get("notes", ()):
-            report(f"{record['video']}: {note}")
+        line(record)
     if world > 1:
         found = wait_for_all(videos, store.record, found, report)
     ordered = [found[video.name] for video in videos]
     result = Result(benchmark.row({record["video"]: record["scores"] for record in ordered}), ordered)
     if rank == 0:
         report(f"{final_row(result.row)}\n{heading}" if result.row else "nothing to score against")
-        if store.folder:
-            store.finish(heading, result.row, final_row(result.row), ordered)
-            report(f"results: {store.folder.path}/")
+        store.finish(heading, result.row, final_row(result.row), ordered)
+        if out is not None:
+            report(f"results: {Path(out)}/")
     return result
 
 
@@ -156,6 +187,25 @@ def first_frames(videos: Iterable[Video], frames: int | None) -> list[Video]:
         else replace(video, paths=video.paths[:frames], lost=tuple(lost for lost in video.lost if lost.before < frames))
         for video in videos
     ]
+
+
+def _table(
+    benchmark: Benchmark, videos: Sequence[Video], report: Report, *, heading: bool = True
+) -> Callable[[Record], None]:
+    """Report the columns' names, and return what reports the line of a video."""
+    width = max(len("video"), *(len(video.name) for video in videos))
+
+    def line(name: str, *cells: str) -> None:
+        report(f"{name:{width}}" + "".join(f"  {cell:>8}" for cell in cells))
+
+    def show(record: Record) -> None:
+        line(record["video"], *benchmark.cells(record["scores"]), f"{record['seconds']:.1f}")
+        for note in record["scores"].get("notes", ()):
+            report(f"{record['video']}: {note}")
+
+    if heading:
+        line("video", *benchmark.columns, "seconds")
+    return show
 
 
 def final_row(row: Mapping[str, float]) -> str:

@@ -6,8 +6,8 @@ what is scored cannot have looked. Nothing is ever written into a data set's fol
 
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +40,9 @@ class Video:
     """Pictures in order, or the frames of a video file: then `decode` gives them, and `paths` are the file's numbers.
 
     label: the true label of a frame, None where nobody labelled it. roots: folders of the data set, where nothing may
-    be written. lost: masks that count although their pictures are missing. notes: what must be said beside the score.
-    check: raises InputError for what the headers of the files with labels show, before anything is followed.
+    be written. later: masks [H, W] of objects that start in later frames and are given there. lost: masks that count
+    although their pictures are missing. notes: what must be said beside the score. check: raises InputError for what
+    the headers of the files with labels show, before anything is followed.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Video:
     label: Callable[[int], Label | None]
     roots: tuple[Path, ...] = ()
     decode: Decode | None = None
+    later: Mapping[int, Mask] = field(default_factory=dict)
     lost: tuple[Lost, ...] = ()
     notes: tuple[str, ...] = ()
     check: Callable[[], None] = lambda: None

@@ -6,7 +6,12 @@ from evaluation.benchmarks.davis import Davis
 from evaluation.benchmarks.folder import Folder
 from evaluation.benchmarks.jhmdb import JHMDB
 from evaluation.benchmarks.joints import Joints
+from evaluation.benchmarks.kitti_step import KittiStep
+from evaluation.benchmarks.tap_vid import TapVid
+from evaluation.benchmarks.uvo import UVO
 from evaluation.benchmarks.vip import VIP
+from evaluation.benchmarks.vspw import VSPW
+from evaluation.benchmarks.youtube_vos import YouTubeVOS
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
     "davis": Davis,
@@ -14,5 +19,10 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "jhmdb": JHMDB,
     "camvid": CamVid,
     "joints": Joints,
+    "tap_vid": TapVid,
+    "vspw": VSPW,
+    "kitti_step": KittiStep,
+    "uvo": UVO,
+    "youtube_vos": YouTubeVOS,
     "folder": Folder,
 }

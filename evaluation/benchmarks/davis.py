@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import InputError
 from common.files import write_text
 from evaluation.benchmark import Objects, Record
-from evaluation.videos import Mask, Video, mask_video, read_list, select
+from evaluation.videos import Mask, Video, mask_video, read_list, read_mask, select
 
 GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 SEQUENCE_COLUMNS = ("Sequence", "J-Mean", "F-Mean")
@@ -38,6 +38,10 @@ class Davis(Objects):
             pictures, masks = (self.data / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
             change = _binary if self.year == 2016 else _without_void
             yield mask_video(name, pictures, masks, change, roots=(self.data,), every_mask=True)
+
+    def read_result(self, file: Path) -> Mask:
+        mask = read_mask(file)
+        return _binary(mask) if self.year == 2016 else mask
 
     def write(self, folder: Path, row: Mapping[str, float], records: Sequence[Record]) -> None:
         """The two files of the official tool: three decimals, a row per object called `<sequence>_<object>`."""

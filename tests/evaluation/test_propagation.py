@@ -82,7 +82,8 @@ def plain(features, first, rules):
                     for v in range(h):
                         for u in range(w):
                             dy, dx, r = abs(v - y), abs(u - x), rules.radius
-                            near = max(dy, dx) <= r if rules.shape == "square" else math.hypot(dy, dx) < r
+                            away = max(dy, dx) if rules.shape == "square" else math.hypot(dy, dx)
+                            near = away < r if rules.shape == "disk" else away <= r
                             if r == 0 or near or (number == 0 and rules.first_unlimited):
                                 candidates.append(((frame[v, u] @ target[y, x]).item(), labels[v, u]))
                 candidates.sort(key=lambda candidate: -candidate[0])
@@ -101,6 +102,7 @@ SMALL = {
     "paper": {"radius": 2.3, "context": 2},
     "rsp": {"radius": 2, "context": 3},
     "dino": {"radius": 1, "context": 2},
+    "dinov3": {"radius": 2, "context": 2},
 }
 
 
@@ -130,7 +132,7 @@ def test_nested_loops_agree_at_the_margins(name, change):
 def test_a_radius_that_leaves_fewer_than_k_candidates(name, first_unlimited, filled, within):
     """What lies outside of it is never taken to make up the number."""
     features, first = random_video(4, seed=2)
-    small = {"disk": 1.0, "square": 0.5}[protocol(name).shape]  # nothing but the patch's own place
+    small = {"disk": 1.0, "circle": 0.5, "square": 0.5}[protocol(name).shape]  # nothing but the patch's own place
     rules = protocol(name, radius=small, context=2, top_k=7, first_unlimited=first_unlimited, filled=filled)
     expected = plain(features, first, rules)
     assert expected.isfinite().all()

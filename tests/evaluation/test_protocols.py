@@ -15,6 +15,7 @@ TABLE = {
     ("paper", "jhmdb"): ("320x320", 20, 7, 20, "disk", 0.7, "softmax", True, True),
     ("rsp", "davis"): ("short480", 30, 7, 30, "square", 0.1, "cut", False, False),
     ("dino", "davis"): ("short480", 7, 5, 12, "square", 0.1, "cut", False, False),
+    ("dinov3", "davis"): ("least960", 7, 5, 12, "circle", 0.2, "cut", False, False),
 }
 
 
@@ -38,6 +39,9 @@ def test_numbers_are_those_of_the_sources(name, benchmark):
         ("long880", (1280, 720), 16, (880, 448)),
         ("320x320", (240, 320), 16, (320, 320)),
         ("480x880", (480, 854), 14, (476, 868)),
+        ("least960", (480, 854), 16, (960, 1712)),  # 1708 wide
+        ("least960", (854, 480), 16, (1712, 960)),
+        ("least960", (480, 800), 14, (966, 1610)),
     ],
 )
 def test_sizes_of_the_input(size, frame, patch, expected):
@@ -47,7 +51,8 @@ def test_sizes_of_the_input(size, frame, patch, expected):
 def test_every_field_may_be_overridden_and_is_printed():
     others = dict(
         name="mine", size="240x432", context=3, filled=False, top_k=2, radius=5.5, shape="square",
-        first_unlimited=False, temperature=0.25, weights="cut", reduce="nearest", min_max=True,
+        first_unlimited=False, temperature=0.25, weights="cut", reduce="nearest", enlarge="nearest",
+        min_max=True,
     )  # fmt: skip
     base = protocol()
     assert set(others) == {field.name for field in dataclasses.fields(Protocol)}
@@ -70,7 +75,7 @@ def test_every_field_may_be_overridden_and_is_printed():
         ({"context": -1}, "context is -1"),
         ({"temperature": 0}, "temperature is 0"),
         ({"size": "480"}, "size is '480'; expected such as 480x880"),
-        ({"shape": "circle"}, "shape is 'circle'; expected disk or square"),
+        ({"shape": "oval"}, "shape is 'oval'; expected disk or circle or square"),
         ({"topk": 5}, "no topk; its fields are name, size"),
     ],
 )
@@ -80,7 +85,7 @@ def test_wrong_values_are_named(overrides, message):
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(InputError, match="'crw'; there are paper, rsp, dino"):
+    with pytest.raises(InputError, match="'crw'; there are paper, rsp, dino, dinov3"):
         protocol("crw")
     assert protocol("dino", {"size": "320x320"}).name == "dino"  # a benchmark's own form of it is no change
     with pytest.raises(InputError, match="leave no patch"):
