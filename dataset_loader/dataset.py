@@ -22,13 +22,13 @@ import torch
 from torch.utils.data import Dataset
 
 from common.errors import InputError
-from common.schedule import Phase, Schedule
 from dataset_loader.decoding import DecodeError
 from dataset_loader.pairings import Pairing, boxes, parse_pairing
 from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample, TemporalSampler
 from dataset_loader.sources import PictureFiles, Source, VideoFiles, WithPictures, open_source
 from dataset_loader.transforms import Augmentation, View, apply_view, centre_view, draw_colours
 from dataset_loader.workers import Key
+from mae.schedule import Phase, Schedule
 
 # How many files a sample may try. With half of the files bad, one sample in a million runs out of them.
 TRIES = 20
@@ -47,7 +47,7 @@ class PairDataset(Dataset):
     source: where the videos come from; a list is one of video files. temporal: draws the frames of a sample: of a pair,
     of a past with several futures, of a clip. `make_loader` makes batches of them, epoch by epoch; so does PyTorch's
     own DataLoader, where `set_epoch` before each epoch gives new samples. pairing: what makes a pair (`pairings`);
-    schedule: a curriculum in its place (`common.schedule`). grid: patches along a side of the image, by which some
+    schedule: a curriculum in its place (`mae.schedule`). grid: patches along a side of the image, by which some
     pairings shift.
     """
 
@@ -272,7 +272,7 @@ def get_kinetics_dataset(
     frames. clip_frames: in place of pairs, clips of so many frames, `stride` apart (in `unit` as well). fps: the rate
     of pictures that have no times beside them. template: which pictures of folders that hold several kinds, such as
     "img_{:05d}.jpg". pairing, schedule: what makes a pair, always or by the epoch
-    (`pairings`, `common.schedule`); patch_size: the model's, for pairings that shift by whole patches.
+    (`pairings`, `mae.schedule`); patch_size: the model's, for pairings that shift by whole patches.
     photos: single pictures beside the videos, files or folders of them, of which one-frame pairings make pairs.
     """
     if clip_frames is not None and (pairing != "video" or schedule):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 from common.errors import InputError
-from common.schedule import Schedule
+from mae.schedule import Schedule
 
 # The names that `ml.SiamMAE.DECODERS`, `mae.masking.MASKINGS` and `mae.patches.LOSSES` register; a test compares them.
 EncoderKind = Literal["siamese", "joint"]
@@ -86,7 +86,7 @@ class DataSection(Section):
     """what makes a pair: video, jittered, video_shifted, shifted, shifted_patches, crops, crops_reversed, or
     mixed:NAME=SHARE,…"""
     schedule: str = ""
-    """a curriculum, in place of pairing and mask_ratio: 'EPOCH PAIRING [MASK_RATIO]; …' (common/schedule.py)"""
+    """a curriculum, in place of pairing and mask_ratio: 'EPOCH PAIRING [MASK_RATIO]; …' (mae/schedule.py)"""
     repeated_sampling: int = 2
     """pairs from each opened video"""
     futures: int = 1

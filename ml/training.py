@@ -18,8 +18,8 @@ import torch
 from tqdm import tqdm
 
 from common.errors import InputError
-from common.schedule import Schedule
 from common.surroundings import note_start
+from mae.schedule import Schedule
 from ml.checkpoints import BEST, LAST, only_here
 from ml.devices import Device, best_device
 from ml.guards import PATIENCE, Divergence, Nonfinite, StopSignals
@@ -96,7 +96,7 @@ def train(
     folder, and the same again goes on. allow_changes: go on although the configuration differs.
 
     layer_decay, clip_grad (the gradients' largest norm), ema (decay of averaged weights): off at 1, 0, 0. compile: by
-    torch. schedule: a curriculum (`common.schedule`); its mask ratios are followed here, its pairings by the loader's
+    torch. schedule: a curriculum (`mae.schedule`); its mask ratios are followed here, its pairings by the loader's
     data set. skip_nonfinite: how many steps with a NaN or infinite loss or gradient are skipped before the run
     ends.
     validation: a loader of held-out pairs, evaluated after each epoch; the best epoch is kept as `best.pt`. score: is

@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import InputError
-from common.schedule import Schedule
+from mae.schedule import Schedule
 
 
 def test_phases_follow_one_another():
