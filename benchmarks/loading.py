@@ -124,7 +124,7 @@ def prepare_forms(files: Sequence[str | Path], out: Path, settings: Settings) ->
             (out / "folders" / f"{number:03}" / f"img_{n:05}.jpg").write_bytes(encode_jpeg(image))
             times.append(at)
         (out / "folders" / f"{number:03}" / "times.txt").write_text("".join(f"{at:.6f}\n" for at in times))
-    packed = out / "clips.shard"
+    packed = out / "clips.tar"
     bad = write_shard(packed, ((path.name, _decoded(path)) for path in plain))
     if bad:
         raise InputError(f"clips that were just written cannot be read: {bad}")

@@ -5,9 +5,6 @@ from typing import Annotated
 
 import tyro
 
-from dataset_loader.contact_sheet import contact_sheet
-from dataset_loader.dataset import get_kinetics_dataset
-
 
 def main(
     folder: Annotated[Path, tyro.conf.Positional],

@@ -10,6 +10,7 @@ pixels, V videos.
 
 import logging
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -290,7 +291,8 @@ def get_kinetics_dataset(
     if photos is not None:
         source = WithPictures(source, PictureFiles(photos))
     if isinstance(dataset_dir, str | Path):
-        print(f"{dataset_dir}: {source}")
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # which may lack letters of a name
+        print(f"{dataset_dir}: {source}".encode(encoding, "backslashreplace").decode(encoding))
     return PairDataset(
         source, temporal, image_size=image_size, augment=augment, seed=seed, visits=visits,
         pairing=pairing, schedule=schedule, grid=max(1, image_size // patch_size),

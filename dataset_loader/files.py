@@ -21,7 +21,7 @@ SUFFIXES = {
 
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
-PACKED_SUFFIX = ".shard"
+PACKED_SUFFIX = ".tar"
 NUMBERED = re.compile(r"(.*?)(\d+)(\.[^.]+)", re.DOTALL)
 # A folder whose first entries are all numbered pictures holds nothing else: reading all of them, in 240,000 folders,
 # would take minutes.
@@ -72,8 +72,16 @@ class Found(NamedTuple):
     masks: list[str]
 
 
+def index_of(shard: str | Path) -> str:
+    """Where the index of a packed shard lies."""
+    return os.fspath(Path(shard).with_suffix(".npz"))
+
+
 def search(top: str) -> Found:
-    """Look through a folder to its depths, links followed and hidden names left out; each list is sorted."""
+    """Look through a folder to its depths, links followed and hidden names left out; each list is sorted.
+
+    Tar files are shards where at least one of a folder has an index beside it.
+    """
     found = Found([], [], [], [])
     entered = {os.path.realpath(top)}
     waiting = [top]
@@ -86,7 +94,11 @@ def search(top: str) -> Found:
             if len(looked_at) == ENTRIES_LOOKED_AT and all(map(_is_picture, looked_at)):
                 continue
             looked_at += entries
-        has_frames = any(entry.name == "JPEGImages" for entry in looked_at)
+        names = {entry.name for entry in looked_at}
+        has_frames = "JPEGImages" in names
+        tars = {name for name in names if name.endswith(PACKED_SUFFIX) and name[0] != "."}
+        if any(index_of(name) in names for name in tars):
+            found.shards.extend(os.path.join(folder, name) for name in tars)
         for entry in looked_at:
             suffix = os.path.splitext(entry.name)[1].lower()
             if entry.name[0] == ".":
@@ -95,8 +107,6 @@ def search(top: str) -> Found:
                 found.masks.append(entry.path)
             elif suffix in SUFFIXES and not entry.is_dir():
                 found.videos.append(entry.path)
-            elif suffix == PACKED_SUFFIX:
-                found.shards.append(entry.path)
             elif suffix not in IMAGE_SUFFIXES and entry.is_dir():
                 # A link back to a folder above would never end.
                 real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path

@@ -1,16 +1,19 @@
-"""Packed shards: the frames of many videos as JPEGs in one file, which is read at random at the speed of the decoder.
+"""Packed shards: the frames of many videos as JPEGs in a tar file, which is read at random at the speed of the decoder.
 
-A shard is written once, from front to back, and appears under its name when it is complete:
+`00000.tar` holds `<video>/<number>.jpg`, frame after frame, as WebDataset has it: `tar` and `webdataset` read it too.
+`00000.npz` beside it is the index, plain numpy arrays:
 
-    JPEGs, one after the other | names | starts | offsets | times | positions of these four, int64 [4] | MAGIC
+    names bytes [V] · starts int64 [V + 1], into the shard's frames · frames (offset, size, time) [N] · bytes of the tar
 
-The four are plain .npy arrays; a reader fetches the few bytes of them that it needs and never maps or loads the rest,
-so the memory of a worker does not depend on the size of the data set.
+A reader fetches the few bytes of `frames` that it needs and never loads the rest, so the memory of a worker does not
+depend on the size of the data set. Without its index, or longer or shorter than that says, a shard is not complete.
 
 Legend: V videos in a shard, N frames in a shard, n frames of one video.
 """
 
 import os
+import tarfile
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,60 +23,61 @@ import numpy as np
 from common.errors import InputError
 from common.files import write_atomically
 from dataset_loader.decoding import DecodeError
+from dataset_loader.files import PACKED_SUFFIX as SUFFIX
+from dataset_loader.files import index_of
 from dataset_loader.images import QUALITY, decode_numbered, encode_jpeg
 
-SUFFIX = ".shard"
-MAGIC = b"SiamJPG1"
-PARTS = ("names", "starts", "offsets", "times")
-FOOTER = 8 * len(PARTS) + len(MAGIC)
+FRAME = np.dtype([("offset", "<i8"), ("size", "<i4"), ("time", "<f8")])
+BLOCK = 512  # bytes: what a tar file consists of
 
 
 def write_shard(
     path: str | Path, videos: Iterable[tuple[str, Iterable[tuple[np.ndarray, float]]]], *, quality: int = QUALITY
 ) -> dict[str, str]:
-    """Write a shard from (name, its frames), a frame being (uint8 RGB [H, W, 3], presentation time in seconds).
+    """Write a shard and its index from (name, frames), a frame being (uint8 RGB [H, W, 3], time in seconds).
 
     Both iterables are gone through once, so neither videos nor frames need to be in memory. `Video.each_frame()` gives
-    frames as they are wanted here. A video whose frames raise DecodeError, are none, or whose times do not increase is
+    frames as they are wanted here. A video whose frames raise DecodeError, are none, or whose clock stands still is
     left out: {name: reason} of these is returned. The same input gives the same bytes. Raises InputError for a name
     that occurs twice or a path without the suffix.
     """
     if Path(path).suffix != SUFFIX:
         raise InputError(f"{path} must end in {SUFFIX}: by that the loader knows a packed shard")
     bad: dict[str, str] = {}
+    names: dict[bytes, None] = {}
+    starts, rows = [0], list[tuple[int, int, float]]()
 
     def write(file: BinaryIO) -> None:
-        names: dict[bytes, None] = {}
-        starts, offsets, times = [0], [0], list[float]()
         for name, frames in videos:
-            key = os.fsencode(name)
+            key, begin = os.fsencode(name), file.tell()
             if not key or key in names or b"\0" in key:
                 raise InputError(f"{path}: the name {name!r} is empty, holds a zero byte, or occurs twice")
             try:
-                for image, time in frames:
-                    if len(times) > starts[-1] and time <= times[-1]:
-                        raise DecodeError(name, f"shows a frame at {time:g} s after one at {times[-1]:g} s")
-                    file.write(encode_jpeg(image, quality))
-                    offsets.append(file.tell())
-                    times.append(float(time))
-                if len(times) == starts[-1]:
+                for number, (image, time) in enumerate(frames):
+                    if number and not abs(time - rows[-1][2]) > 0:
+                        raise DecodeError(name, f"shows a frame at {time:g} s after one at {rows[-1][2]:g} s")
+                    data = encode_jpeg(image, quality)
+                    member = tarfile.TarInfo(f"{name.strip('/')}/{number:06d}.jpg")
+                    member.size = len(data)
+                    file.write(member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+                    rows.append((file.tell(), len(data), float(time)))
+                    file.write(data + bytes(-len(data) % BLOCK))
+                if len(rows) == starts[-1]:
                     raise DecodeError(name, "has no frame")
             except DecodeError as error:
                 bad[name] = error.reason
-                del times[starts[-1] :], offsets[starts[-1] + 1 :]
-                file.seek(offsets[-1])
+                del rows[starts[-1] :]
+                file.seek(begin)
                 continue
             names[key] = None
-            starts.append(len(times))
+            starts.append(len(rows))
         file.truncate()
-        parts = np.array(list(names), dtype=bytes), np.array(starts), np.array(offsets), np.array(times, dtype=float)
-        positions = []
-        for part in parts:
-            positions.append(file.tell())
-            np.lib.format.write_array(file, np.asarray(part), version=(1, 0), allow_pickle=False)
-        file.write(np.array(positions, dtype="<i8").tobytes() + MAGIC)
+        file.write(bytes(2 * BLOCK))
 
     write_atomically(path, write)
+    index: dict[str, Any] = dict(names=np.array(list(names), dtype=bytes), starts=np.array(starts))
+    index |= dict(frames=np.array(rows, dtype=FRAME), bytes=np.int64(os.path.getsize(path)))
+    write_atomically(index_of(path), lambda file: np.savez(file, **index))
     return bad
 
 
@@ -82,13 +86,12 @@ class PackedClip:
 
     def __init__(self, shard: "Shard", number: int, name: str) -> None:
         self.path = name
-        self._shard = shard
-        self._first, self._last = (int(start) for start in shard.starts[number : number + 2])
+        self._rows = shard.rows(number, name)
+        self.times = self._rows["time"].copy()  # float64 [n], seconds
         try:
             self._file = os.open(shard.path, os.O_RDONLY)
         except OSError as error:
-            raise DecodeError(self.path, f"its shard cannot be opened ({error.strerror})") from error
-        self.times = self._read("times", self._first, self._last)  # float64 [n], seconds
+            raise DecodeError(name, f"its shard cannot be opened ({error.strerror})") from error
 
     def __enter__(self) -> "PackedClip":
         return self
@@ -98,72 +101,54 @@ class PackedClip:
 
     def frames(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode the frames with these numbers: uint8 RGB [F, H, W, 3], and their times float64 [F] in seconds."""
-        offsets = self._read("offsets", self._first, self._last + 1).tolist()
-        images = decode_numbered(self.path, numbers, lambda n: self._bytes(offsets[n], offsets[n + 1]))
-        return images, self.times[numbers]
 
-    def _read(self, part: str, first: int, last: int) -> np.ndarray:
-        """Entries first…last − 1 of one of the shard's arrays."""
-        begin, dtype, _ = self._shard.parts[part]
-        data = self._bytes(begin + first * dtype.itemsize, begin + last * dtype.itemsize)
-        return np.frombuffer(data, dtype)
+        def read(number: int) -> bytes:
+            offset, size, _ = self._rows[number].item()
+            return _read(self._file, offset, size, self.path)
 
-    def _bytes(self, begin: int, end: int) -> bytes:
-        # Read, not mapped: mapped pages stay in the process's memory, and pile up over an epoch.
-        try:
-            data = os.pread(self._file, end - begin, begin)
-        except OSError as error:
-            raise DecodeError(self.path, f"its shard cannot be read ({error.strerror})") from error
-        if len(data) < end - begin:
-            raise DecodeError(self.path, "its shard has become shorter since it was opened")
-        return data
+        return decode_numbered(self.path, numbers, read), self.times[numbers]
 
 
 class Shard:
     """The table of contents of one shard: `names` bytes [V], `starts` int64 [V + 1] into the shard's frames.
 
-    parts: for each array where its values begin in the file, their type and their number. Raises InputError if the
-    file is no complete shard.
+    Raises InputError if the file is no complete shard.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
+        self.path, self.index = str(path), index_of(path)
         try:
-            with open(self.path, "rb") as file:
-                self._read(file)
-        except (OSError, ValueError) as error:
+            with open(self.index, "rb") as file, np.load(file) as index, zipfile.ZipFile(file) as members:
+                self.names, self.starts, size = index["names"], index["starts"], int(index["bytes"])
+                if size != os.path.getsize(self.path):
+                    raise ValueError(f"it has {os.path.getsize(self.path)} bytes, its index speaks of {size}")
+                file.seek(members.getinfo("frames.npy").header_offset + 26)  # the lengths of a name and of what follows
+                file.seek(sum(np.frombuffer(file.read(4), "<u2").tolist()), os.SEEK_CUR)
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                self._begin = file.tell()
+            if shape != (self.starts[-1],) or dtype != FRAME or len(self.starts) != len(self.names) + 1:
+                raise ValueError("its arrays contradict each other")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"{path} is not a complete packed shard ({error}); remove it and prepare it again"
+                f"{path} is not a complete packed shard ({error}); remove it and its index {self.index}, and prepare "
+                "it again"
             ) from error
-
-    def _read(self, file: BinaryIO) -> None:
-        size = os.fstat(file.fileno()).st_size
-        file.seek(max(0, size - FOOTER))
-        footer = file.read(FOOTER)
-        if len(footer) < FOOTER or footer[-len(MAGIC) :] != MAGIC:
-            raise ValueError("its last bytes are not those of a shard")
-        self.parts: dict[str, tuple[int, np.dtype[Any], int]] = {}
-        for name, position in zip(PARTS, np.frombuffer(footer[: -len(MAGIC)], dtype="<i8").tolist(), strict=True):
-            if not 0 <= position < size:
-                raise ValueError(f"the position of its {name} lies outside the file")
-            file.seek(position)
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            if len(shape) != 1 or dtype.hasobject:
-                raise ValueError(f"its {name} are not a plain list")
-            self.parts[name] = file.tell(), dtype, shape[0]
-            if name in ("names", "starts"):
-                file.seek(position)
-                setattr(self, name, np.lib.format.read_array(file, allow_pickle=False))
-        videos, frames = self.parts["names"][2], self.parts["times"][2]
-        if (self.parts["starts"][2], self.parts["offsets"][2]) != (videos + 1, frames + 1) or self.starts[-1] != frames:
-            raise ValueError("its arrays contradict each other")
-
-    names: np.ndarray
-    starts: np.ndarray
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def rows(self, number: int, name: str) -> np.ndarray:
+        """The frames of one video, FRAME [n]. name: what a DecodeError names."""
+        first, last = (self._begin + int(start) * FRAME.itemsize for start in self.starts[number : number + 2])
+        try:
+            file = os.open(self.index, os.O_RDONLY)
+        except OSError as error:
+            raise DecodeError(name, f"the index of its shard cannot be opened ({error.strerror})") from error
+        try:
+            return np.frombuffer(_read(file, first, last - first, name), FRAME)
+        finally:
+            os.close(file)
 
     def name(self, number: int) -> str:
         return os.fsdecode(self.names[number])
@@ -174,3 +159,14 @@ class Shard:
 
     def each_name(self) -> Iterator[str]:
         return (os.fsdecode(name) for name in self.names)
+
+
+def _read(file: int, begin: int, size: int, name: str) -> bytes:
+    """Bytes of a file. Read, not mapped: mapped pages stay in the process's memory, and pile up over an epoch."""
+    try:
+        data = os.pread(file, size, begin)
+    except OSError as error:
+        raise DecodeError(name, f"its shard cannot be read ({error.strerror})") from error
+    if len(data) < size:
+        raise DecodeError(name, "its shard has become shorter since it was opened")
+    return data

@@ -26,6 +26,7 @@ import numpy as np
 from common.errors import InputError
 from common.files import flush, write_atomically
 from dataset_loader.decoding import DecodeError
+from dataset_loader.files import index_of
 from dataset_loader.frame_folders import TIMES_FILE, FrameClip
 from dataset_loader.images import encode_jpeg
 from dataset_loader.packed import SUFFIX, write_shard
@@ -99,6 +100,8 @@ def prepare(
                 found.flush()  # what is left out of a shard must not be forgotten once the shard is there
                 target = out / piece.task.target
                 target.parent.mkdir(parents=True, exist_ok=True)
+                if recipe.form == "packed":  # first, since a shard that is there counts as made
+                    os.rename(index_of(piece.made), index_of(target))
                 os.rename(piece.made, target)
                 flush(target.parent)
         failed = _failed(out, mine, found)

@@ -40,7 +40,7 @@ def forms(clips, tmp_path_factory):
     decoded = [decode_all(path) for path in files]
     (top / "packed").mkdir()
     videos = [(path.stem, zip(*content, strict=True)) for path, content in zip(files, decoded, strict=True)]
-    assert write_shard(top / "packed" / "0.shard", videos) == {}
+    assert write_shard(top / "packed" / "0.tar", videos) == {}
     for form in ("folders", "ledger"):
         for k, (frames, _) in enumerate(decoded, 1):
             (top / form / f"video_{k}").mkdir(parents=True)

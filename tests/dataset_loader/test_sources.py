@@ -196,7 +196,7 @@ def test_every_form_gives_the_same_samples(tmp_path, moving_frames):
     write_folder(tmp_path / "ledger" / "clip", moving_frames[:60], "img_{:05d}.png")
     (tmp_path / "ledger" / "ledger.csv").write_text("clip 1 60 0\n")
     (tmp_path / "packed").mkdir()
-    write_shard(tmp_path / "packed" / "0.shard", [("clip", zip(moving_frames, times, strict=False))], quality=100)
+    write_shard(tmp_path / "packed" / "0.tar", [("clip", zip(moving_frames, times, strict=False))], quality=100)
     kinds = {}
     samples = {}
     for form in ("videos", "timed", "untimed", "ledger", "packed"):
@@ -232,13 +232,13 @@ def test_the_order_of_preference(tmp_path, moving_frames):
     assert open_source(tmp_path).names == [str(tmp_path / "a" / "clip.mp4")]
     (tmp_path / "ledger.txt").write_text("a/clip,1,5,0")
     assert isinstance(open_source(tmp_path), Ledger)
-    write_shard(tmp_path / "b.shard", [("x", [(moving_frames[0], 0.0)])])
+    write_shard(tmp_path / "b.tar", [("x", [(moving_frames[0], 0.0)])])
     assert isinstance(open_source(tmp_path), PackedShards)
-    assert isinstance(open_source([tmp_path / "b.shard"]), PackedShards)
-    assert isinstance(open_source(tmp_path / "b.shard"), PackedShards)
+    assert isinstance(open_source([tmp_path / "b.tar"]), PackedShards)
+    assert isinstance(open_source(tmp_path / "b.tar"), PackedShards)
     assert isinstance(open_source(tmp_path / "ledger.txt"), Ledger)
-    with pytest.raises(InputError, match=r"mixes packed shards .*b\.shard"):
-        open_source([tmp_path / "b.shard", tmp_path / "a" / "clip.mp4"])
+    with pytest.raises(InputError, match=r"mixes packed shards .*b\.tar"):
+        open_source([tmp_path / "b.tar", tmp_path / "a" / "clip.mp4"])
     with pytest.raises(InputError, match="fps is 0"):
         open_source(tmp_path, fps=0)
 
@@ -260,7 +260,7 @@ def test_folders_are_searched_to_their_depths(tmp_path, moving_frames):
 def test_several_shards_are_one_source(tmp_path, moving_frames):
     for shard, names in {"b": ["3"], "a": ["1", "2"], "c": []}.items():
         videos = [(name, [(moving_frames[int(name)], 0.0), (moving_frames[0], float(name))]) for name in names]
-        write_shard(tmp_path / f"{shard}.shard", videos)
+        write_shard(tmp_path / f"{shard}.tar", videos)
     source = open_source(tmp_path)
     assert [name.rsplit(":")[-1] for name in source.names] == ["1", "2", "3"]
     for number in range(3):
@@ -277,7 +277,7 @@ def test_training_and_test_are_kept_apart_in_every_form(tmp_path, moving_frames,
         names = [f"{k}_000010_000020" if name == "test" else k for k in ids]  # cuts of one video are one video
         if form == "packed":
             videos = [(f"class/{k}.mp4", [(moving_frames[0], 0.0)]) for k in names]
-            write_shard(top / "0.shard", videos)
+            write_shard(top / "0.tar", videos)
         for k in names:
             if form == "files":
                 (top / "class").mkdir(parents=True, exist_ok=True)
@@ -297,7 +297,7 @@ def test_training_and_test_are_kept_apart_in_every_form(tmp_path, moving_frames,
 def test_lists_of_folders_hold_one_kind(tmp_path, moving_frames):
     for name in "ab":
         write_folder(tmp_path / "frames" / name, moving_frames[:2])
-        write_shard(tmp_path / f"packed {name}" / "0.shard", [(name, [(moving_frames[0], 0.0)])])
+        write_shard(tmp_path / f"packed {name}" / "0.tar", [(name, [(moving_frames[0], 0.0)])])
     assert isinstance(open_source([tmp_path / "frames" / name for name in "ab"]), FrameFolders)
     packed = open_source([tmp_path / f"packed {name}" for name in "ab"])
     assert [name[-1] for name in packed.names] == ["a", "b"]

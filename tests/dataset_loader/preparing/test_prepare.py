@@ -74,7 +74,7 @@ def clip_of(form, out, name):
         assert [path.name for path in images] == [f"img_{k:05}.jpg" for k in range(1, len(images) + 1)]
         times = [float(line) for line in (images[0].parent / "times.txt").read_text().split()]
         return np.stack([np.asarray(Image.open(path)) for path in images]), np.array(times)
-    for shard in map(Shard, sorted(out.glob("*.shard"))):
+    for shard in map(Shard, sorted(out.glob("*.tar"))):
         if name in list(shard.each_name()):
             with shard.open(list(shard.each_name()).index(name)) as clip:
                 return clip.frames(range(len(clip.times)))
@@ -124,7 +124,7 @@ def test_what_is_there_and_what_failed(prepared):
     assert json.loads(files["prepared.json"])["form"] == form
     top = {name.split("/")[0] for name in files}
     names = {"frames": {"part0", "part1", "variable"}, "gop": {"part0", "part1", "variable.mp4"}}
-    shards = {"00000.shard", "00001.shard", "00002.shard"}
+    shards = {f"{k:05}{suffix}" for k in range(3) for suffix in (".tar", ".npz")}
     assert top == {"failed.csv", "prepared.json"} | names.get(form, shards)
     if form == "gop":
         assert len(read_index(out / "variable.mp4").keyframes) == 8
@@ -132,7 +132,7 @@ def test_what_is_there_and_what_failed(prepared):
 
 def test_a_second_run_makes_nothing(prepared, folder, capsys):
     form, out, files = prepared
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.suffix in (".jpg", ".mp4", ".shard")}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.suffix in (".jpg", ".mp4", ".tar")}
     prepare(folder, out, RECIPES[form], jobs=1)
     assert tree(out) == files
     assert before == {path: path.stat().st_mtime_ns for path in before}
