@@ -29,6 +29,9 @@ def main(
         fps: rate of pictures without times
         template: which pictures of a folder that holds several kinds, such as "img_{:05d}.jpg"
     """
+    from dataset_loader.contact_sheet import contact_sheet
+    from dataset_loader.dataset import get_kinetics_dataset
+
     contact_sheet(
         get_kinetics_dataset(folder, image_size=size, augment=augment, seed=seed, fps=fps, template=template),
         out,
