@@ -100,10 +100,11 @@ def prepare(
                 found.flush()  # what is left out of a shard must not be forgotten once the shard is there
                 target = out / piece.task.target
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if recipe.form == "packed":  # first, since a shard that is there counts as made
-                    os.rename(index_of(piece.made), index_of(target))
-                os.rename(piece.made, target)
-                flush(target.parent)
+                if not os.path.lexists(target):  # else somebody has put theirs there meanwhile
+                    if recipe.form == "packed":  # its index first, since a shard that is there counts as made
+                        os.rename(index_of(piece.made), index_of(target))
+                    os.rename(piece.made, target)
+                    flush(target.parent)
         failed = _failed(out, mine, found)
         _write_failed(listing, failed)
         found.remove()
