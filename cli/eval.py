@@ -64,6 +64,7 @@ def main(
     root: Path = Path(),
     device: str | None = None,
     half: bool = False,
+    expect: str | None = None,
     rules: Annotated[Overrides, tyro.conf.arg(name="")] = {},  # noqa: B006
 ) -> None:
     """Follow the labels of a benchmark with a source of features; print the papers' table, and keep it in a folder.
@@ -72,9 +73,9 @@ def main(
 
     Args:
         out: folder of the results, new or of the same run: JSON, CSV, and pictures
-        source: a run, <run>/<epoch>, a checkpoint's file, untrained:CHECKPOINT, pixels, random, mae:PATH, mae_st:PATH,
-            one_tubelet:MAE-ST, timm:NAME, timm:NAME@FILE, or a control: copy, oracle, oracle:SOURCE (oracle alone: the
-            features of pixels)
+        source: a run, <run>/<epoch>, any file or folder of weights (siammae weights inspect FILE), untrained:CHECKPOINT,
+            pixels, random, mae:PATH, mae_st:PATH, one_tubelet:MAE-ST, timm:NAME, timm:NAME@FILE, jax:FILE, or a control:
+            copy, oracle, oracle:SOURCE (oracle alone: the features of pixels)
         protocol: where the defaults of the flags --size to --min-max come from
         sequences: only these videos
         frames: only the first so many frames of each video
@@ -85,13 +86,15 @@ def main(
         root: folder that holds checkpoints/
         device: cuda, mps, cpu; default: the best there is
         half: 16 bits on a GPU
+        expect: a name of `siammae weights`, whose published number is printed beside ours, each with its protocol
     """
     from cli.feature_sources import open_source
     from evaluation.run import evaluate
     from ml.utils import best_device
 
     where = str(best_device(device))
-    evaluate(
+    beside = published_number(expect, benchmark) if expect else None
+    result = evaluate(
         benchmark,
         open_source(source, root, where, half),
         benchmark.protocol(protocol, **rules),
@@ -104,6 +107,21 @@ def main(
         settings=dict(device=where.partition(":")[0], half=half),
         report=lambda line: print(line, flush=True),
     )
+    if beside:
+        name, ours = next(iter(result.row.items()))
+        print(f"{name} {100 * ours:.1f} here (protocol {protocol}{', changed' if rules else ''}); {beside}")
+
+
+def published_number(name: str, benchmark: Benchmark) -> str:
+    """What others report of a published model on a benchmark, in words; an InputError if they report nothing."""
+    from common.errors import InputError
+    from mae.public import PUBLIC, published
+
+    row, of = published(name), next(n for n, kind in BENCHMARKS.items() if isinstance(benchmark, kind))
+    if row is None or of not in row.scores:
+        known = ", ".join(other.name for other in PUBLIC if of in other.scores)
+        raise InputError(f"no number of {name} on {of} is known; there are {known or 'none on this benchmark'}")
+    return f"{row.scores[of]:.1f} published for {row.family}, {row.model} (protocol {row.protocol}) [{row.cited}]"
 
 
 def write_mp4(path: Path, frames: Iterable[Any], rate: float) -> None:

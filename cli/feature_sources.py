@@ -20,7 +20,7 @@ def open_source(name: str, root: Path, device: str, half: bool) -> "Tracker":
 
 def _features(name: str, root: Path, **options: Any) -> "Source":
     from evaluation.features import SOURCES, Kind, feature_source, model_source, names
-    from mae.formats import load_encoder
+    from mae.formats import load_encoder, split_options
     from ml.checkpoints import find_checkpoint, load_model
     from ml.foreign import is_foreign
 
@@ -34,8 +34,8 @@ def _features(name: str, root: Path, **options: Any) -> "Source":
     if name.partition(":")[0] in {**SOURCES, **own}:
         return feature_source(name, more=own, **options)
     if is_foreign(name):
-        file = name if Path(name).is_file() else None
-        return model_source(name, load_encoder(name), file=file, **options)
+        path, _ = split_options(name)
+        return model_source(name, load_encoder(name), file=path if path.is_file() else None, **options)
     try:
         path = find_checkpoint(name, root)
     except InputError as error:

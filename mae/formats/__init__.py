@@ -13,6 +13,7 @@ from mae.formats import (
     cropmae,
     dino,
     dinov2,
+    dinov3,
     eleander,
     hf_vitmae,
     mae,
@@ -35,6 +36,7 @@ __all__ = ["FAMILIES", "Decoder", "Family", "Loaded", "identify", "load", "load_
 FAMILIES: dict[str, Family] = {
     **{family.name: family for family in refused.FAMILIES},
     "own": own.FAMILY,
+    "dinov3": dinov3.FAMILY,
     "replicate": replicate.FAMILY,
     "eleander": eleander.FAMILY,
     "rsp": rsp.FAMILY,
@@ -67,7 +69,7 @@ def load_encoder(
     such file, or does not fit.
     """
     loaded = load(path, kind=kind, num_heads=num_heads)
-    say(f"{Path(path).name}: {loaded.about}")
+    say(f"{split_options(path)[0].name}: {loaded.about}")
     return loaded.encoder
 
 

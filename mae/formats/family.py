@@ -158,7 +158,8 @@ def describe(family: Family, weights: Weights, encoder: Any) -> str:
         words.append({"teacher": "the teacher", "student": "the student"}.get(weights.chosen, "averaged weights"))
     if weights.half:
         words.append("from 16-bit weights")
-    return ", ".join(words) + (f"; {family.left_out}" if family.left_out else "")
+    there = not family.others or any(_begins(name, family.others) for name in family.rename(weights.state))
+    return ", ".join(words) + (f"; {family.left_out}" if family.left_out and there else "")
 
 
 def statistics(weights: Weights) -> dict[str, Any]:

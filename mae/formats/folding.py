@@ -25,8 +25,8 @@ def as_mae(loaded: Loaded) -> tuple[MAEEncoder, list[str]]:
     source = loaded.weights.path
     if not isinstance(encoder, Encoder):
         raise InputError(
-            f"{source} holds {loaded.family.name}, which normalises over tokens: it can be evaluated, but none of our "
-            "models can start from it"
+            f"{source} holds {loaded.family.name}, which is no plain vision transformer: it can be evaluated, but none "
+            "of our models can start from it"
         )
     first: Any = encoder.blocks[0]
     if not isinstance(encoder.norm_pre, nn.Identity) or not isinstance(first.attn.q_norm, nn.Identity):

@@ -4,10 +4,6 @@ from mae.formats.family import Family
 from mae.formats.opening import Weights
 
 
-def _rotary(weights: Weights) -> bool:
-    return weights.has("rope_embed.periods") or weights.has("storage_tokens")
-
-
 def _vjepa(weights: Weights) -> bool:
     kernel = weights.state.get("patch_embed.proj.weight")
     plain = weights.has(r"blocks\.0\.attn\.qkv\.bias") and not weights.has("(cls_token|pos_embed_spatial)")
@@ -16,12 +12,6 @@ def _vjepa(weights: Weights) -> bool:
 
 FAMILIES = (
     Family("V-JEPA", _vjepa, refused="it turns its tokens by their place and step (RoPE), which no model here does"),
-    Family(
-        "DINOv3",
-        _rotary,
-        refused="it turns its tokens by their place (RoPE), which timm's model does: use "
-        "--source timm:vit_small_patch16_dinov3 (or _base_, _large_), with @FILE for timm's own file",
-    ),
     Family(
         "a language model",
         lambda w: w.has(r"(model\.|transformer\.)?(embed_tokens|wte|word_embeddings)\.") or w.has("lm_head"),

@@ -43,7 +43,7 @@ def test_what_is_folded_is_exact(golden, tmp_path):
 
 
 def test_tokens_over_which_a_norm_works_are_refused(golden, tmp_path):
-    with pytest.raises(InputError, match="normalises over tokens: it can be evaluated"):
+    with pytest.raises(InputError, match="no plain vision transformer: it can be evaluated"):
         as_mae(load(golden("replicate_siammae").write(tmp_path), num_heads=4))
 
 
