@@ -63,8 +63,8 @@ class Arguments:
     preset: str = "micro"
     """where the defaults below come from"""
     weights: Path | None = None
-    """weights to start from: any file or folder of weights of the same size (see `siammae weights inspect FILE`), or the
-    folder where public MAE weights lie"""
+    """weights to start from: any file or folder of weights of the same size (see `siammae weights inspect FILE`), or
+    the folder where public MAE weights lie"""
     resume: str = "auto"
     """a run to resume, or <run>/<epoch> to rewind it to; auto: the unfinished run of this prefix and configuration, if
     there is one; once: the same, but if that run is finished, nothing is trained; none: begin a new run"""

@@ -71,7 +71,7 @@ def _build(weights: Weights, num_heads: int | None) -> RotaryEncoder:
             raise InputError(
                 f"{weights.path}: its periods of RoPE ({few(map(str, periods.tolist()))}) are not DINOv3's"
             )
-    sizes = dict(patch_size=kernel.shape[-1], embed_dim=width, depth=depth, num_heads=heads)
+    sizes: dict[str, Any] = dict(patch_size=kernel.shape[-1], embed_dim=width, depth=depth, num_heads=heads)
     model = Eva(
         **sizes, num_classes=0, global_pool="token", dynamic_img_size=True, mlp_ratio=(hidden + 0.5) / width,
         qkv_bias="blocks.0.attn.q_bias" in state, init_values=1e-5, num_reg_tokens=state["reg_token"].shape[1],

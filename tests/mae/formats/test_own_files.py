@@ -38,7 +38,7 @@ def test_a_model_starts_from_a_checkpoint_with_its_decoder(tmp_path, monkeypatch
 
     own = model()
     torch.save({"model": own.state_dict(), "config": own.config, "epoch": 3}, tmp_path / "last.pt")
-    monkeypatch.setitem(models.MODELS, "siammae_micro_patch8", dict(arch=dict(SIZES)))
+    monkeypatch.setitem(models.MODELS, "siammae_micro_patch8", (models._siamese, dict(encoder=dict(SIZES))))
     started = build_model("siammae_micro_patch8", weights=str(tmp_path / "last.pt"))
     assert started.decoder.size == own.decoder.size
     assert all(torch.equal(a, b) for a, b in zip(started.state_dict().values(), own.state_dict().values(), strict=True))
