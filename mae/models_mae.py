@@ -7,23 +7,20 @@ here, only visible patches are embedded at all, and the image may have any size 
 Legend: B batch, N patches, K kept (visible) patches, D width, P pixels in a patch, h w patch grid, H W pixels.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from common.errors import InputError
+from mae.blocks import Block, Norm, through, through_together
 from mae.masking import check_some_hidden, mask_noise, random_masking
 from mae.patches import grid_size, masked_loss, normalize, normalize_patches, patchify, unpatchify
 from mae.positions import sincos_positions
-
-LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)  # the public weights were trained with this ε
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -57,13 +54,11 @@ class MAEEncoder(nn.Module):
         )  # fmt: skip
         if norm_eps != 1e-6:
             self.encoder_config["norm_eps"] = norm_eps
-        layer_norm: Any = partial(nn.LayerNorm, eps=norm_eps)
+        layer_norm: Any = partial(Norm, eps=norm_eps)
         self.patch_embed = PatchEmbed((height, width), patch_size, 3, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(sincos_positions(embed_dim, self.grid), requires_grad=False)
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=layer_norm) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, norm_layer=layer_norm) for _ in range(depth))
         self.norm = layer_norm(embed_dim)
         nn.init.normal_(self.cls_token, std=0.02)
         self.apply(init_weights)
@@ -102,6 +97,11 @@ class MAEEncoder(nn.Module):
         """Tokens [B, 1 + K, D] through all blocks and the final norm."""
         return self.norm(through(self.blocks, x, checkpointing=self.checkpointing and self.training))
 
+    def transform_together(self, *sequences: Tensor) -> list[Tensor]:
+        """As `transform` of each, [B, N, D] of several lengths, in one pass through the matrices."""
+        checkpointing = self.checkpointing and self.training
+        return [self.norm(x) for x in through_together(self.blocks, *sequences, checkpointing=checkpointing)]
+
     def encode(self, images: Tensor) -> Tensor:
         """Frames [B, 3, H, W] (uint8, or floats in [0, 1]) → features of the last block after its norm, [B, h, w, D].
 
@@ -136,13 +136,12 @@ class MaskedAutoencoderViT(MAEEncoder):
             decoder_embed_dim=decoder_embed_dim, decoder_depth=decoder_depth, decoder_num_heads=decoder_num_heads
         )
         width = decoder_embed_dim
-        layer_norm: Any = partial(nn.LayerNorm, eps=norm_eps)
+        layer_norm: Any = partial(Norm, eps=norm_eps)
         self.decoder_embed = nn.Linear(embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.decoder_pos_embed = nn.Parameter(sincos_positions(width, self.grid), requires_grad=False)
         self.decoder_blocks = nn.ModuleList(
-            Block(width, decoder_num_heads, mlp_ratio, qkv_bias=True, norm_layer=layer_norm)
-            for _ in range(decoder_depth)
+            Block(width, decoder_num_heads, mlp_ratio, norm_layer=layer_norm) for _ in range(decoder_depth)
         )
         self.decoder_norm = layer_norm(width)
         self.decoder_pred = nn.Linear(width, patch_size**2 * 3)
@@ -196,20 +195,6 @@ def init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
-
-
-def through(blocks: Iterable[nn.Module], x: Tensor, *memory: Tensor, checkpointing: bool = False) -> Tensor:
-    """Tokens [B, N, D], and the memory that the blocks look into if they do, through one block after the other.
-
-    checkpointing: keep only what enters each block, and compute the rest again in the backward pass: less memory, the
-    same numbers. No block draws random numbers, so no generator's state has to be restored.
-    """
-    for block in blocks:
-        if checkpointing:
-            x = checkpoint(block, x, *memory, use_reentrant=False, preserve_rng_state=False)
-        else:
-            x = block(x, *memory)
-    return x
 
 
 def positions_for(positions: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:

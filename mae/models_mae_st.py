@@ -17,22 +17,13 @@ from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
+from mae.blocks import Block, LayerNorm, through
 from mae.masking import MASKINGS, check_some_hidden, clip_masking, fill_from_visible, mask_noise, nearest_in_time
-from mae.models_mae import (
-    LayerNorm,
-    MAEEncoder,
-    builders,
-    init_weights,
-    noise_for,
-    positions_for,
-    restore_tokens,
-    through,
-)
+from mae.models_mae import MAEEncoder, builders, init_weights, noise_for, positions_for, restore_tokens
 from mae.patches import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -125,9 +116,7 @@ class SpatiotemporalMAE(PretrainingModel):
             return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, dim), std=0.02))
 
         def blocks(dim: int, depth: int, num_heads: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)
-            )
+            return nn.ModuleList(Block(dim, num_heads, mlp_ratio) for _ in range(depth))
 
         places = self.grid[0] * self.grid[1]
         self.patch_embed = TubeletEmbed(patch_size, t_patch_size, embed_dim)
@@ -236,7 +225,8 @@ class SpatiotemporalMAE(PretrainingModel):
         return (temporal[0, :, None] + spatial).flatten(0, 1)
 
     def patches(self, pixels: Tensor) -> Tensor:
-        return self.patchify(pixels[:, self.predicted_frames(pixels.shape[1])])
+        wanted = self.predicted_frames(pixels.shape[1])  # not as an index: that would be copied to the device
+        return self.patchify(torch.stack([pixels[:, n] for n in wanted], dim=1))
 
     def draw_noise(self, video: Tensor, seeds: Tensor | None = None) -> Tensor:
         T, (h, w) = self.steps_and_grid(video)

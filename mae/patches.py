@@ -24,7 +24,7 @@ def normalize(frames: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
 
     mean and std are of frames in [0, 1].
     """
-    middle, spread = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (mean, std))
+    middle, spread = _of_channels(mean, frames.device), _of_channels(std, frames.device)
     if frames.dtype == torch.uint8:
         return (frames.float() - 255 * middle) / (255 * spread)
     if not frames.is_floating_point():
@@ -41,8 +41,12 @@ def normalize(frames: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
 
 def denormalize(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
     """The inverse of `normalize`: float32 `[..., 3, H, W]`, in [0, 1] where the input came from an image."""
-    middle, spread = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
-    return pixels * spread + middle
+    return pixels * _of_channels(std, pixels.device) + _of_channels(mean, pixels.device)
+
+
+def _of_channels(values: Sequence[float], device: torch.device) -> Tensor:
+    """[3, 1, 1], filled on the device. Made of a list it would be copied there, which the host waits for."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
 
 
 def grid_size(height: int, width: int, patch_size: int) -> tuple[int, int]:

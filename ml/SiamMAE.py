@@ -151,7 +151,8 @@ class SiamMAE(PretrainingModel):
         """Normalised pixels of f1 [B, 3, H, W] and the futures [B·F, …] → [B, 1 + N, D], and kept [B·F, 1 + K, D]."""
         past_tokens, future_tokens = self.encoder.tokens(past), self.encoder.tokens(future, ids_keep)
         if self.encoder_kind == "siamese":
-            return self.encoder.transform(past_tokens), self.encoder.transform(future_tokens)
+            past_tokens, future_tokens = self.encoder.transform_together(past_tokens, future_tokens)
+            return past_tokens, future_tokens
         both = self.encoder.transform(torch.cat([past_tokens, future_tokens], dim=1))
         past_tokens, future_tokens = both.split([past_tokens.shape[1], future_tokens.shape[1]], dim=1)
         return past_tokens, future_tokens

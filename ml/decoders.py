@@ -6,20 +6,17 @@ K kept (visible) patches, D width, M memory tokens, P pixels in a patch.
 
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from timm.layers import Mlp
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-from mae.models_mae import LayerNorm, MaskedAutoencoderViT, init_weights, positions_for, restore_tokens, through
+from mae.blocks import Block, LayerNorm, through
+from mae.models_mae import MaskedAutoencoderViT, init_weights, positions_for, restore_tokens
 from mae.positions import sincos_positions
-
-SelfBlock = partial(Block, qkv_bias=True, norm_layer=LayerNorm)  # MAE's own
 
 
 class CrossAttention(nn.Module):
@@ -50,7 +47,7 @@ class CrossSelfBlock(nn.Module):
         super().__init__()
         self.cross_norm = LayerNorm(dim)
         self.cross = CrossAttention(dim, num_heads)
-        self.block = SelfBlock(dim, num_heads, mlp_ratio)
+        self.block = Block(dim, num_heads, mlp_ratio)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         return self.block(x + self.cross(self.cross_norm(x), memory))
@@ -84,7 +81,7 @@ class DecoderBlocks(NamedTuple):
 DECODERS: dict[str, DecoderBlocks] = {
     "cross-self": DecoderBlocks(CrossSelfBlock),
     "cross": DecoderBlocks(CrossBlock),
-    "joint": DecoderBlocks(SelfBlock, joint=True),
+    "joint": DecoderBlocks(Block, joint=True),
 }
 
 

@@ -40,9 +40,14 @@ def leave_cores(workers: int) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() - workers))
 
 
+def in_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products are computed in bfloat16: on GPUs that have it."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
 def precision(device: torch.device) -> torch.autocast:
-    """bfloat16 for the matrix products on GPUs that have it, float32 elsewhere; weights and loss stay in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and torch.cuda.is_bf16_supported())
+    """bfloat16 for the matrix products where the device has it, float32 elsewhere; weights and loss stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(device))
 
 
 def peak_memory(device: torch.device) -> int:

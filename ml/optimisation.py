@@ -79,14 +79,13 @@ def update(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
 
     The fused AdamW decides that on the device, so a GPU is not waited for.
     """
-    finite = norm.isfinite()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    divided = any(hasattr(p, "device_mesh") for p in parameters)  # FSDP2: the fused kernel takes no flag then
-    if divided or not all(group.get("fused") for group in optimizer.param_groups):
-        if finite.item():
+    skip = (~norm.isfinite()).float()
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        if not skip.item():
             optimizer.step()
         return
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # what torch's GradScaler sets as well
+    like_this = optimizer.param_groups[0]["params"][0]
+    optimizer.found_inf = like(skip, like_this, whole=True)  # type: ignore[attr-defined]  # as torch's GradScaler does
     optimizer.step()
     del optimizer.found_inf  # type: ignore[attr-defined]
 

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.errors import InputError
-from ml.devices import Device, best_device
+from ml.devices import Device, best_device, in_bfloat16
+from ml.SiamMAE import Model
 
 Strategy = Literal["ddp", "fsdp"]
 T = TypeVar("T")
@@ -149,17 +150,34 @@ def wrap(model: nn.Module, strategy: Strategy, ranks: Ranks, device: torch.devic
         ids = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (ranks.world_size,))
+    gathered = torch.bfloat16 if in_bfloat16(device) else None  # as the blocks compute; sums of gradients are float32
+    policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=gathered and torch.float32)
     for part in model.modules():
         if isinstance(part, nn.ModuleList):
             for block in part:
-                fully_shard(block, mesh=mesh)
+                fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # never changed in place here
     register_fsdp_forward_method(model, "encode")
     return model
+
+
+def unwrapped(module: nn.Module) -> Model:
+    """The model that `wrap` was given."""
+    inner: Any = getattr(module, "module", module)  # DDP holds it there
+    return inner
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile block by block, before `wrap`: the blocks of a kind share one graph, which is traced in seconds. Lengths
+    are constants of it, so that the few visible tokens do not make all shapes dynamic."""
+    for part in model.modules():
+        if isinstance(part, nn.ModuleList):
+            for block in part:
+                block.compile(backend=backend, dynamic=False)
 
 
 @contextmanager
@@ -181,10 +199,12 @@ def whole(value: Tensor) -> Tensor:
     return divided.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def like(value: Tensor, model: Any) -> Tensor:
-    """A whole tensor, divided over the processes as `model` is, on its device."""
+def like(value: Tensor, model: Any, *, whole: bool = False) -> Tensor:
+    """A whole tensor, divided over the processes as `model` is (or, with `whole`, in each of them), on its device."""
     if not hasattr(model, "device_mesh"):
         return value.to(model.device)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
+    if whole:
+        return DTensor.from_local(value, model.device_mesh, [Replicate()], run_check=False)
     return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)

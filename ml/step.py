@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ml.devices import precision
 from ml.loading import Batch, seeds_of
 from ml.optimisation import clip_gradients, update
-from ml.ranks import Ranks, sharing
+from ml.ranks import Ranks, sharing, unwrapped
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,13 @@ def training_step(
     """
     optimizer.zero_grad(set_to_none=True)
     samples = sum(len(batch["video"]) for batch in batches)
-    own, pairs = torch.zeros((), device=device), 0
+    own, pairs, model = torch.zeros((), device=device), 0, unwrapped(module)
     for k, batch in enumerate(batches):
         video = batch["video"].to(device, non_blocking=True)
         with sharing(module, k == len(batches) - 1):
+            noise = model.draw_noise(video, seeds_of(batch, device))  # here: a compiled model has no part that draws
             with precision(device):
-                loss, _, mask = module(video, seeds=seeds_of(batch, device))
+                loss, _, mask = module(video, noise=noise)
             loss = loss * (len(video) / samples)
             loss.backward()
         own += loss.detach()

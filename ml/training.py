@@ -26,7 +26,7 @@ from ml.guards import PATIENCE, Divergence, Nonfinite, StopSignals
 from ml.loading import Batch, Loader, batches_from, fingerprint, pairs_per_batch
 from ml.logs import EpochLoss
 from ml.optimisation import Averaged, lr_scale, make_optimizer, set_lr
-from ml.ranks import Ranks, Strategy, wrap
+from ml.ranks import Ranks, Strategy, compile_blocks, wrap
 from ml.reconstruction import masking
 from ml.reporting import (
     Bar,
@@ -44,6 +44,8 @@ from ml.SiamMAE import Model
 from ml.state import Progress, State
 from ml.step import training_step
 from ml.validation import evaluate
+
+AGREE_EVERY = 10  # steps, and at the end of an epoch: then the ranks wait for each other to hear who was asked to stop
 
 Score = Callable[[Model], dict[str, float]]
 
@@ -133,7 +135,7 @@ def train(
                 note_start(place.folder)
         model.to(device)
         if compile:
-            model.compile()
+            compile_blocks(model)
         module = wrap(model, strategy, ranks, device)
         optimizer = make_optimizer(model, peak_lr, weight_decay, layer_decay=layer_decay)
         averaged, done = Averaged(model, ema), Progress()
@@ -170,6 +172,8 @@ def train(
                 done.advance()
                 pairs = result.pairs * ranks.world_size
                 report.on_step(StepRecord(done.step, epoch, done.position, lr, pairs, waited, batches, result))
+                if ranks.world_size > 1 and done.step % AGREE_EVERY and done.position < per_epoch:
+                    continue
                 due = time.monotonic() - saved > 60 * save_minutes
                 number, save_now = ranks.largest(stop.received, int(due))
                 stop.answered()

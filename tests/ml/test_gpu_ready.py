@@ -1,0 +1,172 @@
+"""What a GPU would wait for, compile and round, found out on a CPU: on fake CUDA tensors, by tracing, in bfloat16."""
+
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.counting import noise_batch
+from mae.models_mae import MAEEncoder
+from mae.models_mae_st import SpatiotemporalMAE
+from ml.optimisation import make_optimizer
+from ml.ranks import compile_blocks
+from ml.SiamMAE import SiamMAE, build_model
+from ml.step import training_step
+
+ROOT = Path(__file__).parents[2]
+MODELS = ["siammae_micro_patch8", "mae_st_micro_patch8"]
+ASKS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
+
+
+class Waits(TorchDispatchMode):
+    """Counts by line of ours what makes the host wait for the device, or sends it something that blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def note(self, what):
+        ours = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(ROOT)) and ".venv" not in
+                frame.filename and frame.filename != __file__]  # fmt: skip
+        self.found[f"{what}: {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else what] += 1
+
+    def __torch_dispatch__(self, function, types, args=(), kw=None):
+        kw, name = kw or {}, function.overloadpacket.__name__
+        kinds = {x.device.type for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, torch.Tensor)}
+        if name in ASKS and "cuda" in kinds:
+            self.note(name)
+        if name.startswith(("index", "_index")) and args[0].device.type == "cuda":
+            for index in (i for i in args[1] if i is not None) if isinstance(args[1], list | tuple) else ():
+                if index.device.type == "cpu" or index.dtype in (torch.bool, torch.uint8):
+                    self.note("index")
+        if name in ("_to_copy", "copy_"):
+            source, target = (args[1], args[0].device) if name == "copy_" else (args[0], kw.get("device"))
+            blocking = not (args[2] if name == "copy_" and len(args) > 2 else kw.get("non_blocking"))
+            if target is not None and blocking and {source.device.type, torch.device(target).type} == {"cpu", "cuda"}:
+                self.note(f"a copy of {tuple(source.shape)}")
+        return function(*args, **kw)
+
+
+def small(name):
+    """A model of either kind with a grid of 4×4."""
+    torch.manual_seed(0)
+    if name == MODELS[0]:
+        return SiamMAE(MAEEncoder(32, 8, 48, 2, 4), decoder_size=(32, 2, 4))
+    return SpatiotemporalMAE(32, 8, 4, 2, 2, 48, 2, 4, 32, 2, 4)
+
+
+def on_fake_cuda(model):
+    """The model's tensors become fake ones on a GPU."""
+    for module in model.modules():
+        for name, p in list(module._parameters.items()):
+            if p is not None:
+                fake = torch.empty(p.shape, dtype=p.dtype, device="cuda")
+                module._parameters[name] = torch.nn.Parameter(fake, requires_grad=p.requires_grad)
+        for name, buffer in list(module._buffers.items()):
+            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_waits_for_nothing(name, monkeypatch):
+    """The real `training_step`, from the batch in pinned memory to the numbers on their way back. Autograd's engine
+    wants a real GPU, so gradients are made by hand; backward adds no wait of its own."""
+    with torch.device("meta"):
+        model = build_model(name)
+    with FakeTensorMode():
+        on_fake_cuda(model)
+        optimizer = make_optimizer(model, 1e-3)
+
+        def backward(loss):
+            for p in model.parameters():
+                p.grad = torch.empty_like(p) if p.requires_grad else None
+
+        class Event:
+            def record(self):
+                pass
+
+        empty = torch.empty
+        monkeypatch.setattr(torch.Tensor, "backward", backward)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **kw: empty(*a, **kw))
+        video = torch.empty(4, *model.sample_shape, dtype=torch.uint8)
+        batch = {"video": video, "seed": torch.empty(4, dtype=torch.int64)}
+        with Waits() as waits:
+            result = training_step(model, [batch, batch], optimizer, device=torch.device("cuda", 0), clip_grad=1.0)
+    assert waits.found == {} and result.numbers.device.type == "cpu"
+
+
+def test_the_watch_sees_waits():
+    with FakeTensorMode(), Waits() as waits:
+        x = torch.empty(3, device="cuda")
+        x.to("cpu")
+        torch.empty(3).to("cuda")
+        x[[0, 1]]
+        torch.tensor([1.0], device="cuda")
+    assert sum(waits.found.values()) == 4, waits.found
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tracer, about what it touches
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_there_is_no_break(name):
+    """As a whole, as `training_step` calls it; and block by block, where all blocks of a kind share one graph."""
+    model = small(name)
+    batch = noise_batch(model, 2)
+    noise = model.draw_noise(batch["video"], batch.get("seeds"))
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(model)(batch["video"], noise=noise)
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
+    torch._dynamo.reset()
+    counters.clear()
+    compile_blocks(model, backend="eager")
+    for _ in range(2):
+        model(batch["video"], noise=noise)[0].backward()
+    torch._dynamo.reset()
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"], counters
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_autocast_the_stream_stays_in_bfloat16(name, monkeypatch):
+    """And the loss follows that of float32 over ten steps."""
+    losses = []
+    for mixed in (False, True):
+        model, seen = small(name), []
+        for block in [*model.modules()]:
+            if type(block).__name__ == "Block":
+                block.register_forward_hook(lambda _, args, out, seen=seen: seen.append((args[0].dtype, out.dtype)))
+        optimizer, video, steps = make_optimizer(model, 1e-3), noise_batch(model, 4)["video"], []
+        monkeypatch.setattr("ml.step.precision", lambda device: torch.autocast("cpu", torch.bfloat16, enabled=mixed))  # noqa: B023
+        for k in range(10):
+            batch = {"video": video, "seed": torch.arange(4) + 10 * k}
+            steps.append(training_step(model, [batch], optimizer, device=torch.device("cpu")).loss)
+        expected = torch.bfloat16 if mixed else torch.float32
+        assert set(seen) == {(expected, expected)}
+        losses.append(steps)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-2) and losses[1] != losses[0]
+
+
+def test_features_in_bfloat16_point_the_same_way():
+    for name in MODELS:
+        model = small(name).eval()
+        images = noise_batch(model, 4)["video"][:, 0]
+        with torch.no_grad():
+            whole = model.encode(images)
+            with torch.autocast("cpu", torch.bfloat16):
+                mixed = model.encode(images).float()
+        assert torch.cosine_similarity(whole, mixed, dim=-1).min() >= 0.999
+
+
+def test_both_frames_take_one_pass():
+    """Through the matrices; the numbers are those of a pass for each frame. (`test_cost` counts what it saves.)"""
+    encoder, products = small(MODELS[0]).encoder, []
+    encoder.blocks[0].mlp.register_forward_hook(lambda _, args, out: products.append(args[0].shape))
+    past, future = torch.randn(2, 17, 48), torch.randn(6, 5, 48)
+    together = encoder.transform_together(past, future)
+    assert products == [(2 * 17 + 6 * 5, 48)]
+    for one, other in zip(together, (past, future), strict=True):
+        torch.testing.assert_close(one, encoder.transform(other), rtol=0, atol=1e-5)
