@@ -50,11 +50,12 @@ class Block(timm_vit.Block):
         return x + self.mlp(self.norm2(x))
 
     def _attend(self, x: Tensor, shapes: Shapes) -> Tensor:
+        attention: Any = self.attn
         attended = []
-        for qkv, (B, N) in zip(self.attn.qkv(x).split([B * N for B, N in shapes]), shapes, strict=True):
-            q, k, v = qkv.view(B, N, 3, self.attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        for qkv, (B, N) in zip(attention.qkv(x).split([B * N for B, N in shapes]), shapes, strict=True):
+            q, k, v = qkv.view(B, N, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
             attended.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B * N, -1))
-        return torch.cat([self.attn.proj(x) for x in attended])  # joined earlier, the copy would be kept for backward
+        return torch.cat([attention.proj(x) for x in attended])  # joined earlier, the copy would be kept for backward
 
 
 def through(blocks: Iterable[nn.Module], x: Tensor, *others: Any, checkpointing: bool = False) -> Tensor:
