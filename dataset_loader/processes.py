@@ -1,8 +1,8 @@
 """Work on strangers' files in processes that may hang, crash or grow without harm: each is replaced, the file is named.
 
-Each process calls one function, for one task after the other. In a few bytes of shared memory it notes at which task it
-is, and since when (`alive`). One that is silent for too long is killed, one that needs too much memory is refused it,
-and one that dies is replaced; the rest goes on. All of them end with the process that started them.
+Each process calls one function, task after task. It notes in a few bytes of shared memory which task it is at and when
+it last gave a sign of life (`alive`). A process that is silent for too long is killed, one that wants too much memory is
+refused it, and one that dies is replaced; the others go on. All of them end with the process that started them.
 """
 
 import errno
@@ -32,19 +32,22 @@ from typing import Any, TypeVar
 from common.errors import InputError
 
 POLL = 0.5  # seconds between looks at processes that do not answer
-AWAY = 10.0  # a pause between two looks in which this process may itself have been stopped: it counts against nobody
+AWAY = 10.0  # seconds between two looks that mean that this process itself was paused (Ctrl-Z): no worker is blamed
 START = 120.0  # seconds that a process may take to start and to import what it needs
 SILENCE = 60.0  # seconds without a sign of life after which a process counts as hung
 MEMORY = 3 << 30  # bytes of its own that a process may take: an 8K frame and its references fit
-TRIES = 2  # at an item whose process was killed: once may be somebody else's doing, such as a lack of memory
+TRIES = 2  # attempts at an item whose process dies: the first death may have another cause, such as a lack of memory
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no result: `kind` is "error" (an exception), "full" (the disk), "hung" or "crashed"; `reason` a
-    sentence without its subject; `note` the two numbers that the process noted last (see `alive`)."""
+    """Why there is no result.
+
+    kind: "error" (an exception), "full" (the disk), "hung" or "crashed". reason: a sentence without its subject. note:
+    the two numbers that the process noted last (see `alive`).
+    """
 
     kind: str
     reason: str

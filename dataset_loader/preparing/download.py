@@ -2,8 +2,8 @@
 
 An archive `part_0.tar.gz` becomes the folder `part_0`. Until then all of it is in `.part_0.unfinished`: its bytes, then
 its files and, when these are checked and flushed to the disk, a marker among them; one rename makes the folder appear.
-So a folder with a marker is complete, and one without is somebody else's and stays untouched. A URL that is no archive
-becomes a file, which gets its name when it is whole. A program that is killed at any moment is simply started again.
+So a folder with a marker is complete, and one without it belongs to someone else and stays untouched. A URL that is no
+archive becomes a file, which gets its name once it is complete. After a kill, the same command resumes.
 """
 
 import json

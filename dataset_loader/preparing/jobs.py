@@ -1,4 +1,4 @@
-"""Long runs over many files: shared among machines, in processes that may die, resumed after a kill at any moment."""
+"""Long runs over many files: divided among machines, resumed after a kill, in processes that may die."""
 
 import glob
 import json

@@ -1,8 +1,7 @@
 """A data set in another form: folders of JPEGs for other tools, packed shards, or videos with many keyframes.
 
-What is made of a video, or of the videos of one shard, is written aside and renamed when it is whole; so a run that is
-killed at any moment goes on where it was, and ends with the same bytes. `prepared.json` says how a folder was made, and
-of which videos: it is only continued in the same way.
+Each result is written in a temporary folder and renamed once it is complete, so a run that was killed resumes, and ends
+with the same bytes. `prepared.json` records how a folder is made, and of which videos; another recipe is refused.
 """
 
 import csv
@@ -211,7 +210,7 @@ def _refuse_newer(folder: Path, out: Path, tasks: Sequence[Task]) -> None:
 
 @contextmanager
 def _aside(out: Path, shard: str) -> Iterator[Path]:
-    """A new folder for what is not yet whole; it and those of runs that were killed are gone at the end."""
+    """A temporary folder for results that are not complete; removed at the end, with those of runs that were killed."""
     prefix = f".unfinished.{shard.replace('/', '-of-')}."
 
     def clear() -> None:

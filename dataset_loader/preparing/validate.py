@@ -1,8 +1,8 @@
 """Decode every file of a data set once, write down what came out, and say which files are used.
 
-While it runs, what is known stands in a journal beside the manifest; the manifest is made of it in one step at the end.
-A run that is killed goes on from its journal, and a later one from the manifest: files that are still the same are not
-decoded again, and the rules are applied to what was measured.
+Results go to a journal beside the manifest, which is made of it in one step at the end. A run that was killed resumes
+from its journal, a later run from the manifest: files that have not changed are not decoded again, and the rules are
+applied to what was measured.
 """
 
 import glob
