@@ -20,6 +20,7 @@ COMMANDS = {
     "plot": "reconstructions of a few pairs by a checkpoint",
     "compare": "draw the loss curves of several runs in one figure",
     "report": "one page over runs: curves, reconstructions over epochs, evaluations",
+    "explore": "one page to look into a model: affinities, painted masks that travel, predictions",
     "samples": "write frame pairs for figures to a file",
     "export": "write a checkpoint's weights for other programs",
     "weights": "list and download published weights, inspect a file of any origin",

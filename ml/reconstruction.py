@@ -83,7 +83,7 @@ def reconstruct(
     mask_ratio: float | None = None,
     mask_kind: str | None = None,
 ) -> Reconstruction:
-    """Predict the hidden patches of one sample, with the mask that follows from its seed.
+    """Predict the hidden patches of one sample, with the mask that follows from its seed, or from `noise` [N] in it.
 
     sample: what data sets and loaders give, a dict with `video` and perhaps `time` and `seed` (else 0), or the video
     alone; [F, 3, H, W], or more samples, of which the first is taken. statistics: a model that predicts per-patch
@@ -95,11 +95,12 @@ def reconstruct(
     video = torch.as_tensor(sample["video"])
     video = video.reshape(-1, *video.shape[-4:])[0]
     times = torch.as_tensor(sample["time"]).reshape(-1, len(video))[0].tolist() if "time" in sample else None
-    seed = int(torch.as_tensor(sample["seed"]).flatten()[0]) if "seed" in sample else 0
+    seeds = torch.as_tensor(sample.get("seed", 0)).flatten()[:1]
     which = statistics or next(iter(model.STATISTICS))
     with masking(model, mask_ratio, mask_kind), evaluating(model) as device:
         pixels = model.normalize(video[None].to(device))
-        loss, prediction, mask = model(video[None].to(device), seeds=torch.tensor([seed], device=device))
+        asked = {"noise": sample["noise"][None].to(device)} if "noise" in sample else {"seeds": seeds.to(device)}
+        loss, prediction, mask = model(video[None].to(device), **asked)
         prediction, caption = prediction.float(), "prediction of plain pixels, shown as it is"
         if model.norm_pix_loss:
             mean, spread = model.statistics(pixels, mask, which)

@@ -71,9 +71,9 @@ class Pictures:
         for sample in pairs_for(model.sample_shape, self.samples)[:PAIRS]:
             result = reconstruct(sample, model)
             gap = float(sample["time"][1] - sample["time"][0])
-            pairs.append(dict(name=sample["name"], gap=gap, past=_jpeg(result.past), future=_jpeg(result.frames[0])))
-            masked.append(_jpeg(result.masked[0]))
-            pasted.append(_jpeg(result.pasted[0]))
+            pairs.append(dict(name=sample["name"], gap=gap, past=jpeg(result.past), future=jpeg(result.frames[0])))
+            masked.append(jpeg(result.masked[0]))
+            pasted.append(jpeg(result.pasted[0]))
             losses.append(result.loss)
             caption = result.caption
         return dict(
@@ -82,7 +82,7 @@ class Pictures:
         )  # fmt: skip
 
 
-def _jpeg(pixels: Any) -> str:
+def jpeg(pixels: Any) -> str:
     """Pixels [3, H, W] in [0, 1] as a picture inside a page."""
     from PIL import Image
 

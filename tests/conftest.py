@@ -1,6 +1,7 @@
 """What several test folders share: a small folder of encoded videos, and real data of others, where it is here."""
 
 import signal
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real data of others is not here: {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The class of headless browsers, `Browser` of tests/browser.py; a test of pages skips where there is none."""
+    spec = spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if module.missing():
+        pytest.skip(module.missing())
+    return module.Browser

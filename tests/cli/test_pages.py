@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +11,6 @@ import pytest
 from cli.main import main
 
 ROOT = Path(__file__).parents[2]
-_spec = spec_from_file_location("browser", ROOT / "tests" / "browser.py")
-assert _spec and _spec.loader
-browser_module = module_from_spec(_spec)
-_spec.loader.exec_module(browser_module)
-Browser = browser_module.Browser
-
-needs_browser = pytest.mark.skipif(
-    bool(browser_module.missing()), reason=browser_module.missing() or "a browser is here"
-)
 
 
 def write_runs(root, steps=60):
@@ -70,9 +60,8 @@ def report_page(tmp_path_factory):
 RANGE = "return charts[0].x"
 
 
-@needs_browser
-def test_report_zooms_hovers_hides_and_sorts(report_page):
-    with Browser() as browser:
+def test_report_zooms_hovers_hides_and_sorts(chromium, report_page):
+    with chromium() as browser:
         browser.open(report_page)
         headings = browser.run(
             "return [...document.querySelectorAll('.chart h3')].map((h) => h.firstChild.textContent)"
@@ -119,9 +108,8 @@ def test_report_zooms_hovers_hides_and_sorts(report_page):
         assert browser.console() == []
 
 
-@needs_browser
-def test_report_shows_pictures_of_epochs_and_both_themes(report_page, tmp_path):
-    with Browser() as browser:
+def test_report_shows_pictures_of_epochs_and_both_themes(chromium, report_page, tmp_path):
+    with chromium() as browser:
         browser.open(report_page)
         shown = "return document.querySelector('#figures figcaption').textContent"
         assert browser.run(shown) == "mask0.95, its first pair after epoch 3"
@@ -140,9 +128,8 @@ def test_report_shows_pictures_of_epochs_and_both_themes(report_page, tmp_path):
         assert browser.console() == []
 
 
-@needs_browser
-def test_report_fits_a_phone_and_its_fingers(report_page):
-    with Browser(390, 800, touch=True) as browser:
+def test_report_fits_a_phone_and_its_fingers(chromium, report_page):
+    with chromium(390, 800, touch=True) as browser:
         browser.open(report_page)
         assert browser.run("return [document.documentElement.scrollWidth, innerWidth]") == [390, 390]
         browser.drag(".chart.main svg", [(0.3, 0.5), (0.6, 0.5)])  # one finger reads values
