@@ -31,12 +31,18 @@ def model_card(
     """
     run, settings = record.get("run", "unnamed"), record.get("settings") or {}
     of_run = record.get("run_config") or {}
-    about = "masked autoencoder of clips (MAE-ST)" if config.get("model") == "MAE-ST" else "siamese masked autoencoder"
+    kinds = {"MAE-ST": "masked autoencoder of clips (MAE-ST)", "SiamMAE": "siamese masked autoencoder of frame pairs"}
+    about = kinds.get(str(config.get("model")), "masked autoencoder of images")
     head = [
         "---", f"license: {licence}", f"library_name: {library}", "pipeline_tag: image-feature-extraction",
         "tags: [siamese-masked-autoencoder, self-supervised, video]", "---", "",
     ]  # fmt: skip
-    lines = [f"# {run}", "", f"A {about} trained with this workspace. Features per patch, without labels.", ""]
+    lines = [
+        f"# {run}",
+        "",
+        f"The weights of a {about}, exported by this workspace. Features per patch, learned without labels.",
+        "",
+    ]
     lines += ["## Use", "", "```python", *use.strip().splitlines(), "```", "", "## Training", ""]
     rows = {"run": run, "epochs": record.get("epoch"), "steps": record.get("step")}
     rows |= {words: of_run.get(name, settings.get(name)) for name, words in _NAMES.items()}

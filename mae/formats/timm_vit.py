@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from common.errors import InputError
 from mae.formats.family import Family, statistics
 from mae.formats.opening import Weights
 
@@ -14,6 +15,10 @@ def _fits(weights: Weights) -> bool:
 
 
 def _options(weights: Weights) -> dict[str, Any]:
+    if "quickgelu" in (name := str(weights.setting("architecture"))):
+        raise InputError(
+            f"{weights.path} wants another GELU than ours; timm has it: --source timm:{name}@{weights.path}"
+        )
     clip = "clip" in str(weights.setting("architecture"))  # OpenAI's norms, which timm keeps
     return dict(positions="antialias", eps=1e-5 if clip else 1e-6, **statistics(weights))
 

@@ -149,6 +149,24 @@ def test_the_spellings_of_transformers(tmp_path, golden):
             assert decoder.size == (36, 2, 3) and "decoder_blocks.1.attn.qkv.weight" in decoder.state
 
 
+@torch.no_grad()
+def test_a_fine_tuned_videomae_has_its_norm_after_pooling(tmp_path, golden):
+    recorded = golden("videomae")
+    state = {k.removeprefix("encoder."): v for k, v in recorded.state.items() if k.startswith("encoder.")}
+    state = {re.sub("^norm", "fc_norm", k): v for k, v in state.items()} | {"head.weight": torch.zeros(7, 48)}
+    torch.save({"module": state}, tmp_path / "a.pth")
+    loaded = load(tmp_path / "a.pth", num_heads=4)
+    assert loaded.family.name == "VideoMAE"
+    features = loaded.encoder.encode_clip(recorded.video("clip"))
+    torch.testing.assert_close(features, recorded["features"], rtol=0, atol=5e-5)
+
+
+def test_another_gelu_is_refused(tmp_path, golden):
+    folder = golden("timm_vit").write(tmp_path, architecture="vit_base_patch16_clip_quickgelu_224")
+    with pytest.raises(InputError, match="another GELU than ours"):
+        load(folder, num_heads=4)
+
+
 def test_a_folder_with_several_weights_asks_for_one(tmp_path, cropmae):
     for name in ("a.pth", "b.pth"):
         torch.save({"model": cropmae[0]}, tmp_path / name)
