@@ -78,11 +78,15 @@ class RandomTemporalSubsample:
         Each gap is uniform among those that fit the clip, whatever the others; f1 is uniform over where all of them
         fit, each frame with the share of time around it; a future is the frame nearest to f1's time plus its gap.
         Nothing is drawn across a pause or a reset of the clock, and no real gap is more than half a frame outside
-        min_gap…max_gap. Raises InputError if that leaves nothing.
+        min_gap…max_gap. A whole video shorter than the smallest gap gives its first and last frame. Raises InputError
+        if that leaves nothing.
         """
         clock = _Clock(times)
         gaps = self._all_gaps[self._all_gaps <= clock.longest + TOLERANCE]
         samples = np.empty((self.repeated_sampling, self.frames), dtype=np.int64)
+        if len(gaps) == 0 and len(clock.runs) == 1:
+            samples[:, 0], samples[:, 1:] = 0, len(times) - 1
+            return samples
         for sample in samples:
             sample[:] = self._sample(clock, gaps, generator)
         return samples
@@ -117,7 +121,10 @@ class RandomTemporalSubsample:
         """The exact distribution that `draw` follows with K = 1: float64 [N, N], the probability of (past, future)."""
         clock = _Clock(times)
         table = np.zeros((len(times), len(times)))
-        drawn = [self._partners(clock, gap) for gap in self._all_gaps[self._all_gaps <= clock.longest + TOLERANCE]]
+        gaps = self._all_gaps[self._all_gaps <= clock.longest + TOLERANCE]
+        if len(gaps) == 0 and len(clock.runs) == 1:
+            table[0, -1] = 1
+        drawn = [self._partners(clock, gap) for gap in gaps]
         drawn = [(partners, allowed) for partners, allowed in drawn if allowed.any()]
         for partners, allowed in drawn:
             shares = clock.widths * allowed
