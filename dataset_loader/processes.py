@@ -1,8 +1,8 @@
 """Work on strangers' files in processes that may hang, crash or grow without harm: each is replaced, the file is named.
 
 Each process calls one function, task after task. It notes in a few bytes of shared memory which task it is at and when
-it last gave a sign of life (`alive`). A process that is silent for too long is killed, one that wants too much memory is
-refused it, and one that dies is replaced; the others go on. All of them end with the process that started them.
+it last gave a sign of life (`alive`). A process that is silent for too long is killed, one that needs too much memory
+is refused it, and one that dies is replaced; the others go on. All end with the process that started them.
 """
 
 import errno

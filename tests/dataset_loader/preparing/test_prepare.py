@@ -166,8 +166,8 @@ def kill(form, folder, out, undisturbed, kills, seed):
         "from dataset_loader.preparing.prepare import Recipe, prepare\n"
         f"prepare({str(folder)!r}, {str(out)!r}, {RECIPES[form]!r}, jobs=2)"
     )
-    begun = lambda: any(out.glob(".unfinished.*/*"))  # noqa: E731
-    kill_at_random_moments(code, kills, seed, begun=begun, run_to_the_end=run_to_the_end)
+    progress = lambda: sorted(out.glob(".unfinished.*/*"))  # noqa: E731
+    kill_at_random_moments(code, kills, seed, progress=progress, run_to_the_end=run_to_the_end)
 
 
 def test_killed_once(prepared, folder, tmp_path):

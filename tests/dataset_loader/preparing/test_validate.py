@@ -266,8 +266,8 @@ def test_a_decoder_that_stops_is_listed_and_tried_again_later(folder, undisturbe
 def kill(folder, out, undisturbed, kills, seed):
     journal = out.with_name(f".{out.name}.journal")
 
-    def begun():
-        return journal.exists() and journal.stat().st_size > 0
+    def progress():
+        return journal.exists() and journal.stat().st_size
 
     def run_to_the_end():
         validate(folder, out=out, rules=ANY, jobs=2)
@@ -279,7 +279,7 @@ def kill(folder, out, undisturbed, kills, seed):
         "from pathlib import Path\nfrom dataset_loader.preparing.validate import Rules, validate\n"
         f"validate({str(folder)!r}, out={str(out)!r}, rules={ANY!r}, jobs=2)"
     )
-    kill_at_random_moments(code, kills, seed, begun=begun, run_to_the_end=run_to_the_end)
+    kill_at_random_moments(code, kills, seed, progress=progress, run_to_the_end=run_to_the_end)
 
 
 def test_killed_twice(folder, undisturbed, tmp_path):
