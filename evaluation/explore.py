@@ -22,14 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.errors import InputError
-from common.pages import LIMIT, data_uri, write_page
 from evaluation.features import Source
 from evaluation.follow import resize_frame
 from evaluation.protocols import Protocol
+from pages.page import LIMIT, data_uri, write_page
 
 Frame = NDArray[np.uint8]
 
-BODY = Path(__file__).with_name("explore.html")
 VALUES = 5_200_000  # bytes of all 8-bit values, before they become text of 4/3 the size
 PICTURES = 1_500_000  # bytes of all frames
 LONGEST = 960  # pixels: the long side of frames in the page
@@ -166,7 +165,7 @@ def write_explorer(
         components=packed.values.shape[1], values=_text(packed.values), scales=_text(packed.scales),
         along=_text(packed.along), frames=pictures, predictions=predictions,
     )  # fmt: skip
-    written = write_page(out, BODY, title, data)
+    written = write_page(out, "explore", title, data)
     if written > LIMIT:
         raise InputError(f"{out} weighs {written / 2**20:.1f} MB, more than {LIMIT >> 20}: ask for fewer frames")
     return written

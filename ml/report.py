@@ -15,11 +15,10 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import read_text
-from common.pages import data_uri, write_page
 from ml.foreign_logs import EVENTS, Curve, curves_of_lines, read_log
 from ml.logs import read_losses, read_steps
+from pages.page import data_uri, write_page
 
-BODY = Path(__file__).with_name("report.html")
 POINTS = 60_000  # over all runs: what a page holds of their steps' numbers
 MOST_POINTS = 1500  # of a run: more than a screen has columns
 FIGURES = 3 * 2**20  # bytes of the pictures that runs drew themselves
@@ -165,7 +164,7 @@ def write_report(
         title=title, written=time.strftime("%Y-%m-%d %H:%M:%S"), refresh=refresh, runs=runs, differing=differing,
         common=common, evaluations=rows, pictures=pictures, figures=_figures(found.runs, notes), notes=notes,
     )  # fmt: skip
-    return write_page(out, BODY, title, data)
+    return write_page(out, "report", title, data)
 
 
 def _run(files: RunFiles, points: int, notes: list[str]) -> dict[str, Any] | None:
@@ -354,7 +353,7 @@ def spread(things: Sequence[Any], count: int) -> list[Any]:
 
 
 def _starts(path: Path) -> list[dict[str, Any]]:
-    """How a run was started, each time: command, commit, versions, machine, as `common.surroundings` notes it."""
+    """How a run was started, each time: command, commit, versions, machine, as `pages.surroundings` notes it."""
     if not path.is_file():
         return []
     starts = []

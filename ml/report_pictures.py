@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.pages import data_uri
 from ml.report import RunFiles, spread
+from pages.page import data_uri
 
 BYTES = 4 * 2**20  # of all pictures as they stand in the page
 PAIRS = 4

@@ -18,7 +18,6 @@ import torch
 from tqdm import tqdm
 
 from common.errors import InputError
-from common.surroundings import note_start
 from mae.schedule import Schedule
 from ml.checkpoints import BEST, LAST, only_here
 from ml.devices import Device, best_device
@@ -44,6 +43,7 @@ from ml.SiamMAE import Model
 from ml.state import Progress, State
 from ml.step import training_step
 from ml.validation import evaluate
+from pages.surroundings import note_start
 
 AGREE_EVERY = 10  # steps, and at the end of an epoch: then the ranks wait for each other to hear who was asked to stop
 

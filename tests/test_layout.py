@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"common", "mae", "ml", "dataset_loader", "evaluation", "cli"}
-BELOW = {"common", "mae"}
+PACKAGES = {"common", "pages", "mae", "ml", "dataset_loader", "evaluation", "cli"}
+BELOW = {"common", "pages", "mae"}
 MAY_IMPORT = {
     "common": set(),
+    "pages": {"common"},
     "mae": {"common"},
     "ml": BELOW,
     "dataset_loader": BELOW,
