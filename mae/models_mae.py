@@ -17,13 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-<<<<<<< HEAD
 from mae.blocks import Block, Norm, through, through_together
-=======
-from mae.blocks import LayerNorm, TransformerBlock, added, through
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
 from mae.masking import check_some_hidden, mask_noise, random_masking
-from mae.patches import Pixels, grid_size, masked_loss, normalize_patches, patchify, unpatchify
+from mae.patches import grid_size, masked_loss, normalize, normalize_patches, patchify, unpatchify
 from mae.positions import sincos_positions
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -58,21 +54,12 @@ class MAEEncoder(nn.Module):
         )  # fmt: skip
         if norm_eps != 1e-6:
             self.encoder_config["norm_eps"] = norm_eps
-<<<<<<< HEAD
         layer_norm: Any = partial(Norm, eps=norm_eps)
         self.patch_embed = PatchEmbed((height, width), patch_size, 3, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(sincos_positions(embed_dim, self.grid), requires_grad=False)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, norm_layer=layer_norm) for _ in range(depth))
         self.norm = layer_norm(embed_dim)
-=======
-        self.pixels = Pixels()
-        self.patch_embed = PatchEmbed((height, width), patch_size, 3, embed_dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(sincos_positions(embed_dim, self.grid), requires_grad=False)
-        self.blocks = nn.ModuleList(TransformerBlock(embed_dim, num_heads, mlp_ratio, norm_eps) for _ in range(depth))
-        self.norm = LayerNorm(embed_dim, norm_eps)
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
         nn.init.normal_(self.cls_token, std=0.02)
         self.apply(init_weights)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(embed_dim, -1))  # as the linear map that it is
@@ -103,28 +90,17 @@ class MAEEncoder(nn.Module):
         if ids_keep is not None:
             patches = patches[torch.arange(B, device=pixels.device)[:, None], ids_keep]
             positions = positions[0, ids_keep]
-        x = F.linear(patches, self.patch_embed.proj.weight.flatten(1), self.patch_embed.proj.bias)
-        first = (self.cls_token + class_position).to(x.dtype).expand(B, -1, -1)
-        return torch.cat([first, added(x, positions)], dim=1)
+        x = F.linear(patches, self.patch_embed.proj.weight.flatten(1), self.patch_embed.proj.bias) + positions
+        return torch.cat([(self.cls_token + class_position).expand(B, -1, -1), x], dim=1)
 
     def transform(self, x: Tensor) -> Tensor:
         """Tokens [B, 1 + K, D] through all blocks and the final norm."""
         return self.norm(through(self.blocks, x, checkpointing=self.checkpointing and self.training))
 
-<<<<<<< HEAD
     def transform_together(self, *sequences: Tensor) -> list[Tensor]:
         """As `transform` of each, [B, N, D] of several lengths, in one pass through the matrices."""
         checkpointing = self.checkpointing and self.training
         return [self.norm(x) for x in through_together(self.blocks, *sequences, checkpointing=checkpointing)]
-=======
-    def transform_together(self, *stacks: Tensor) -> tuple[Tensor, ...]:
-        """`transform` of several stacks of tokens, [B, N, D] each, in fewer and larger matrix products."""
-        shapes = [(len(x), x.shape[1]) for x in stacks]
-        x = torch.cat([x.flatten(0, 1) for x in stacks])
-        x = self.norm(through(self.blocks, x, shapes, checkpointing=self.checkpointing and self.training))
-        parts = x.split([B * N for B, N in shapes])
-        return tuple(part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True))
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
 
     def encode(self, images: Tensor) -> Tensor:
         """Frames [B, 3, H, W] (uint8, or floats in [0, 1]) → features of the last block after its norm, [B, h, w, D].
@@ -132,7 +108,7 @@ class MAEEncoder(nn.Module):
         The class token is left out. It is the training path at mask ratio 0.
         """
         h, w = grid_size(images.shape[-2], images.shape[-1], self.patch_size)
-        return self.transform(self.tokens(self.pixels(images)))[:, 1:].unflatten(1, (h, w)).float()
+        return self.transform(self.tokens(normalize(images)))[:, 1:].unflatten(1, (h, w))
 
 
 class MaskedAutoencoderViT(MAEEncoder):
@@ -160,21 +136,14 @@ class MaskedAutoencoderViT(MAEEncoder):
             decoder_embed_dim=decoder_embed_dim, decoder_depth=decoder_depth, decoder_num_heads=decoder_num_heads
         )
         width = decoder_embed_dim
-<<<<<<< HEAD
         layer_norm: Any = partial(Norm, eps=norm_eps)
-=======
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
         self.decoder_embed = nn.Linear(embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.decoder_pos_embed = nn.Parameter(sincos_positions(width, self.grid), requires_grad=False)
         self.decoder_blocks = nn.ModuleList(
-<<<<<<< HEAD
             Block(width, decoder_num_heads, mlp_ratio, norm_layer=layer_norm) for _ in range(decoder_depth)
-=======
-            TransformerBlock(width, decoder_num_heads, mlp_ratio, norm_eps) for _ in range(decoder_depth)
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
         )
-        self.decoder_norm = LayerNorm(width, norm_eps)
+        self.decoder_norm = layer_norm(width)
         self.decoder_pred = nn.Linear(width, patch_size**2 * 3)
         nn.init.normal_(self.mask_token, std=0.02)
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
@@ -191,7 +160,7 @@ class MaskedAutoencoderViT(MAEEncoder):
 
         The mask follows from `noise` [B, N], or from `seeds` [B], or else from torch's global generator.
         """
-        pixels = self.pixels(frames)
+        pixels = normalize(frames)
         latent, mask, ids_restore = self.forward_encoder(pixels, mask_ratio, noise=noise, seeds=seeds)
         check_some_hidden(mask.shape[1], mask_ratio)
         prediction = self.forward_decoder(
@@ -211,7 +180,7 @@ class MaskedAutoencoderViT(MAEEncoder):
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Latent [B, 1 + K, D] and ids_restore [B, N] → prediction [B, N, P] for every patch, in image order."""
         x = restore_tokens(self.decoder_embed(latent), self.mask_token, ids_restore)  # [B, 1 + N, decoder width]
-        x = added(x, positions_for(self.decoder_pos_embed, self.grid, grid or self.grid))
+        x = x + positions_for(self.decoder_pos_embed, self.grid, grid or self.grid)
         x = through(self.decoder_blocks, x, checkpointing=self.checkpointing and self.training)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]
 

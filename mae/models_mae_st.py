@@ -21,11 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-<<<<<<< HEAD
 from mae.blocks import Block, LayerNorm, through
-=======
-from mae.blocks import LayerNorm, TransformerBlock, added, through
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
 from mae.masking import MASKINGS, check_some_hidden, clip_masking, fill_from_visible, mask_noise, nearest_in_time
 from mae.models_mae import MAEEncoder, builders, init_weights, noise_for, positions_for, restore_tokens
 from mae.patches import (
@@ -95,7 +91,7 @@ class SpatiotemporalMAE(PretrainingModel):
         checkpointing: bool = False,
         decoder_float32: bool = False,
     ):
-        super().__init__(mask_ratio, loss, norm_pix_loss, pixel_mean, pixel_std)
+        super().__init__(mask_ratio, loss, norm_pix_loss)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid, self.steps = grid_size(height, width, patch_size), time_steps(num_frames, t_patch_size)
         if pred_t_dim % self.steps or not 0 < pred_t_dim <= num_frames:
@@ -111,6 +107,7 @@ class SpatiotemporalMAE(PretrainingModel):
             decoder_embed_dim=decoder_embed_dim, decoder_depth=decoder_depth, decoder_num_heads=decoder_num_heads,
             mlp_ratio=mlp_ratio, pixel_mean=list(pixel_mean), pixel_std=list(pixel_std),
         )  # fmt: skip
+        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.patch_size, self.t_patch_size, self.num_frames = patch_size, t_patch_size, num_frames
         self.predicted_in_step = pred_t_dim // self.steps
         self.mask_kind, self.checkpointing, self.decoder_float32 = mask_kind, checkpointing, decoder_float32
@@ -119,11 +116,7 @@ class SpatiotemporalMAE(PretrainingModel):
             return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, dim), std=0.02))
 
         def blocks(dim: int, depth: int, num_heads: int) -> nn.ModuleList:
-<<<<<<< HEAD
             return nn.ModuleList(Block(dim, num_heads, mlp_ratio) for _ in range(depth))
-=======
-            return nn.ModuleList(TransformerBlock(dim, num_heads, mlp_ratio) for _ in range(depth))
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
 
         places = self.grid[0] * self.grid[1]
         self.patch_embed = TubeletEmbed(patch_size, t_patch_size, embed_dim)
@@ -183,11 +176,10 @@ class SpatiotemporalMAE(PretrainingModel):
 
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor, T: int, grid: tuple[int, int]) -> Tensor:
         """Latent [B, K, D] and ids_restore [B, N] → prediction [B, N, P] for every place, step by step."""
-        x = self.decoder_embed(latent)
-        x = torch.cat([self.decoder_cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.decoder_cls_token.expand(len(latent), -1, -1), self.decoder_embed(latent)], dim=1)
         x = restore_tokens(x, self.mask_token, ids_restore)  # [B, 1 + N, decoder width]
         positions = self.positions("decoder_pos_embed", T, grid)
-        x = added(x, torch.cat([self.decoder_pos_embed_class, positions[None]], dim=1))
+        x = x + torch.cat([self.decoder_pos_embed_class, positions[None]], dim=1)
         x = through(self.decoder_blocks, x, checkpointing=self.checkpointing and self.training)
         return self.decoder_pred(self.decoder_norm(x[:, 1:]))
 
@@ -214,9 +206,8 @@ class SpatiotemporalMAE(PretrainingModel):
             batch = torch.arange(B, device=pixels.device)[:, None]
             tubelets = tubelets[batch, ids_keep // (h * w), ids_keep // w % h, ids_keep % w]
             positions = positions[ids_keep]
-        x = self.patch_embed(tubelets)
-        first = (self.cls_token + self.pos_embed_class).to(x.dtype).expand(B, -1, -1)
-        return torch.cat([first, added(x, positions)], dim=1)
+        first = (self.cls_token + self.pos_embed_class).expand(B, -1, -1)
+        return torch.cat([first, self.patch_embed(tubelets) + positions], dim=1)
 
     def transform(self, x: Tensor) -> Tensor:
         """Tokens [B, 1 + K, D] through all blocks and the final norm."""
@@ -234,13 +225,8 @@ class SpatiotemporalMAE(PretrainingModel):
         return (temporal[0, :, None] + spatial).flatten(0, 1)
 
     def patches(self, pixels: Tensor) -> Tensor:
-<<<<<<< HEAD
         wanted = self.predicted_frames(pixels.shape[1])  # not as an index: that would be copied to the device
         return self.patchify(torch.stack([pixels[:, n] for n in wanted], dim=1))
-=======
-        predicted = torch.arange(len(self.predicted_frames(pixels.shape[1])), device=pixels.device)  # waits for no copy
-        return self.patchify(pixels[:, predicted * (pixels.shape[1] - 1) // max(len(predicted) - 1, 1)])
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
 
     def draw_noise(self, video: Tensor, seeds: Tensor | None = None) -> Tensor:
         T, (h, w) = self.steps_and_grid(video)
@@ -272,7 +258,7 @@ class SpatiotemporalMAE(PretrainingModel):
 
     def _features(self, pixels: Tensor) -> Tensor:
         T, (h, w) = self.steps_and_grid(pixels)
-        return self.transform(self.tokens(pixels))[:, 1:].unflatten(1, (T, h, w)).float()
+        return self.transform(self.tokens(pixels))[:, 1:].unflatten(1, (T, h, w))
 
     def pixels(self, video: Tensor) -> Tensor:
         """Clips [B, F, 3, H, W] as they come → normalised."""

@@ -7,7 +7,7 @@ T steps in time, t frames in a tubelet.
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from common.errors import InputError
@@ -19,35 +19,12 @@ MAE_ST_MEAN = (0.45, 0.45, 0.45)  # facebookresearch/mae_st, util/kinetics.py
 MAE_ST_STD = (0.225, 0.225, 0.225)
 
 
-class Pixels(nn.Module):
-    """`normalize` with a model's statistics, which lie on its device and in no checkpoint: no step waits for a copy of
-    them."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float).view(3, 1, 1), persistent=False)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return normalize(frames, self.mean, self.std)
-
-
-Statistics = Sequence[float] | Tensor
-
-
-def normalize(frames: Tensor, mean: Statistics = IMAGENET_MEAN, std: Statistics = IMAGENET_STD) -> Tensor:
+def normalize(frames: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
     """uint8 frames, or floats in [0, 1], `[..., 3, H, W]` in RGB → float32 with the channels' mean and std taken out.
 
     mean and std are of frames in [0, 1].
     """
-<<<<<<< HEAD
     middle, spread = _of_channels(mean, frames.device), _of_channels(std, frames.device)
-=======
-    middle, spread = (torch.as_tensor(values, device=frames.device).view(3, 1, 1) for values in (mean, std))
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
     if frames.dtype == torch.uint8:
         return (frames.float() - 255 * middle) / (255 * spread)
     if not frames.is_floating_point():
@@ -62,19 +39,14 @@ def normalize(frames: Tensor, mean: Statistics = IMAGENET_MEAN, std: Statistics 
     return (frames.float() - middle) / spread
 
 
-def denormalize(pixels: Tensor, mean: Statistics = IMAGENET_MEAN, std: Statistics = IMAGENET_STD) -> Tensor:
+def denormalize(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
     """The inverse of `normalize`: float32 `[..., 3, H, W]`, in [0, 1] where the input came from an image."""
-<<<<<<< HEAD
     return pixels * _of_channels(std, pixels.device) + _of_channels(mean, pixels.device)
 
 
 def _of_channels(values: Sequence[float], device: torch.device) -> Tensor:
     """[3, 1, 1], filled on the device. Made of a list it would be copied there, which the host waits for."""
     return torch.stack([torch.full((1, 1), value, device=device) for value in values])
-=======
-    middle, spread = (torch.as_tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
-    return pixels * spread + middle
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
 
 
 def grid_size(height: int, width: int, patch_size: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from common.errors import InputError
-from mae.patches import IMAGENET_MEAN, IMAGENET_STD, LOSSES, Pixels, denormalize, normalize_patches, patch_statistics
+from mae.patches import IMAGENET_MEAN, IMAGENET_STD, LOSSES, denormalize, normalize, normalize_patches, patch_statistics
 
 
 class Comparison(NamedTuple):
@@ -41,20 +41,13 @@ class PretrainingModel(nn.Module):
     grid: tuple[int, int]
     decoder_float32: bool
 
-    def __init__(
-        self,
-        mask_ratio: float,
-        loss: str,
-        norm_pix_loss: bool,
-        pixel_mean: Sequence[float] = IMAGENET_MEAN,
-        pixel_std: Sequence[float] = IMAGENET_STD,
-    ) -> None:
+    def __init__(self, mask_ratio: float, loss: str, norm_pix_loss: bool) -> None:
         super().__init__()
         if loss not in LOSSES:
             raise InputError(f"loss {loss!r} is unknown; there are {', '.join(LOSSES)}")
         self.mask_ratio, self.loss, self.norm_pix_loss = mask_ratio, loss, norm_pix_loss
-        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
-        self.statistics_of_pixels = Pixels(pixel_mean, pixel_std)
+        self.pixel_mean: Sequence[float] = IMAGENET_MEAN
+        self.pixel_std: Sequence[float] = IMAGENET_STD
 
     @property
     def config(self) -> dict[str, Any]:
@@ -110,13 +103,6 @@ class PretrainingModel(nn.Module):
         """The prediction beside that of copying; batch: the samples' `seed`, `time` and `path`."""
         raise NotImplementedError
 
-    def compile_blocks(self, **options: Any) -> None:
-        """torch.compile for each block: seconds of tracing, one graph for all blocks of a kind and shape."""
-        for part in self.modules():
-            if isinstance(part, nn.ModuleList):
-                for block in part:
-                    block.compile(**{"dynamic": False, "fullgraph": True, **options})
-
     def target(self, pixels: Tensor) -> Tensor:
         """What is to be predicted, [B', N, P], of normalised pixels [B, F, 3, H, W]."""
         patches = self.patches(pixels)
@@ -132,11 +118,11 @@ class PretrainingModel(nn.Module):
 
     def normalize(self, frames: Tensor) -> Tensor:
         """Frames [..., 3, H, W] (uint8, or floats in [0, 1]) → the pixels that the model reads and predicts."""
-        return self.statistics_of_pixels(frames)
+        return normalize(frames, self.pixel_mean, self.pixel_std)
 
     def denormalize(self, pixels: Tensor) -> Tensor:
         """The inverse of `normalize`: [..., 3, H, W] in [0, 1]."""
-        return denormalize(pixels, self.statistics_of_pixels.mean, self.statistics_of_pixels.std)
+        return denormalize(pixels, self.pixel_mean, self.pixel_std)
 
 
 def folded(video: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

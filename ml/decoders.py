@@ -14,11 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-<<<<<<< HEAD
 from mae.blocks import Block, LayerNorm, through
-=======
-from mae.blocks import LayerNorm, TransformerBlock, added, through
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
 from mae.models_mae import MaskedAutoencoderViT, init_weights, positions_for, restore_tokens
 from mae.positions import sincos_positions
 
@@ -51,11 +47,7 @@ class CrossSelfBlock(nn.Module):
         super().__init__()
         self.cross_norm = LayerNorm(dim)
         self.cross = CrossAttention(dim, num_heads)
-<<<<<<< HEAD
         self.block = Block(dim, num_heads, mlp_ratio)
-=======
-        self.block = TransformerBlock(dim, num_heads, mlp_ratio)
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         return self.block(x + self.cross(self.cross_norm(x), memory))
@@ -89,11 +81,7 @@ class DecoderBlocks(NamedTuple):
 DECODERS: dict[str, DecoderBlocks] = {
     "cross-self": DecoderBlocks(CrossSelfBlock),
     "cross": DecoderBlocks(CrossBlock),
-<<<<<<< HEAD
     "joint": DecoderBlocks(Block, joint=True),
-=======
-    "joint": DecoderBlocks(TransformerBlock, joint=True),
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
 }
 
 
@@ -166,8 +154,8 @@ class CrossDecoder(nn.Module):
     def forward(self, past: Tensor, future: Tensor, ids_restore: Tensor, grid: tuple[int, int]) -> Tensor:
         """f1's tokens [B, M, D], the futures' visible ones [B·F, 1 + K, D], ids_restore [B·F, N] → [B·F, N, P]."""
         positions = positions_for(self.pos_embed, self.grid, grid)
-        memory = self.memory_norm(added(self.embed(past), positions))
-        x = added(restore_tokens(self.embed(future), self.mask_token, ids_restore), positions)
+        memory = self.memory_norm(self.embed(past) + positions)
+        x = restore_tokens(self.embed(future), self.mask_token, ids_restore) + positions
         checkpointing = self.checkpointing and self.training
         if self.joint:
             x = torch.cat([x, memory.repeat_interleave(len(x) // len(memory), dim=0)], dim=1)

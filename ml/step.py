@@ -6,7 +6,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,15 +63,9 @@ def training_step(
     """
     optimizer.zero_grad(set_to_none=True)
     samples = sum(len(batch["video"]) for batch in batches)
-<<<<<<< HEAD
     own, pairs, model = torch.zeros((), device=device), 0, unwrapped(module)
-=======
-    own, pairs = torch.zeros((), device=device), 0
-    model: Any = getattr(module, "module", module)  # DDP's
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
     for k, batch in enumerate(batches):
         video = batch["video"].to(device, non_blocking=True)
-        noise = model.draw_noise(video, seeds_of(batch, device))  # out here: it would break a compiled graph
         with sharing(module, k == len(batches) - 1):
             noise = model.draw_noise(video, seeds_of(batch, device))  # here: a compiled model has no part that draws
             with precision(device):

@@ -135,11 +135,7 @@ def train(
                 note_start(place.folder)
         model.to(device)
         if compile:
-<<<<<<< HEAD
             compile_blocks(model)
-=======
-            model.compile_blocks()
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
         module = wrap(model, strategy, ranks, device)
         optimizer = make_optimizer(model, peak_lr, weight_decay, layer_decay=layer_decay)
         averaged, done = Averaged(model, ema), Progress()

@@ -11,13 +11,8 @@ from ml.SiamMAE import SiamMAE, build_model
 # Dispatched operators of a step (forward and backward) of 12 encoder and 4 decoder blocks, as counted under this
 # version; to renew them, print what the test below counts.
 COUNTED_UNDER = "2.15.0"
-<<<<<<< HEAD
 OPERATORS = {"ours": 2213, "sdpa": 4261, "explicit": 5477}
 AT_MOST = {"sdpa": 0.6, "explicit": 0.45}
-=======
-OPERATORS = {"ours": 2203, "sdpa": 4261, "explicit": 5477}
-AT_MOST = {"sdpa": 0.52, "explicit": 0.41}
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
 
 
 def deep(mask_ratio=0.95):

@@ -71,15 +71,9 @@ def test_masks_of_futures_follow_from_the_seed():
 
 def test_a_past_is_read_once():
     model, rows = tiny(), []
-<<<<<<< HEAD
     model.encoder.blocks[0].mlp.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     model(pasts(2, 3), seeds=torch.arange(2))
     assert rows == [2 * 13 + 6 * 4]
-=======
-    model.encoder.blocks[0].register_forward_hook(lambda _, args, __: rows.append(tuple(args[0].shape)))
-    model(pasts(2, 3), seeds=torch.arange(2))
-    assert rows == [(2 * 13 + 6 * 4, 48)]  # all frames' tokens together, through the same matrices
->>>>>>> 2eb48fc (J1, J3, J4: a step waits for no copy (pixel statistics as buffers); under autocast the stream stays bfloat16; f1 and f2 through the same matrices together)
 
 
 def test_what_the_loader_gives_goes_in(clips):
