@@ -119,7 +119,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], weights: Weights, 
     if any(faults.values()):
         found = "; ".join(f"{len(names)} {fault}: {few(names)}" for fault, names in faults.items() if names)
         raise InputError(f"{weights.path} looks like {name}, but does not fit ({found})")
-    module.load_state_dict(dict(state), assign=True)
+    copies = {key: value.clone() for key, value in state.items()}  # the file, which may be mapped, is let go
+    module.load_state_dict(copies, assign=True)
     module.requires_grad_(True)
     for table in [value for key, value in module.named_parameters() if key.startswith("pos_embed")]:
         table.requires_grad_(False)

@@ -27,6 +27,13 @@ class StandIn:
     def __init__(self, *arguments: Any, **keywords: Any):
         pass
 
+    def __setstate__(self, state: Any) -> None:
+        """Keep attributes, for `_tensors` to find; of functools.partial and others the state is no dict."""
+        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], dict):
+            state = state[0]
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
 
 def read_whole_module(path: Path) -> dict[str, Any] | None:
     """What torch.save wrote of a module, or of a dict with modules in it, each as a state dict; None of another file.

@@ -6,6 +6,7 @@ import pickle
 import re
 import sys
 import zipfile
+from fractions import Fraction
 from functools import partial
 from types import ModuleType
 
@@ -18,6 +19,7 @@ from torch import nn
 from common.errors import InputError
 from mae.formats import FAMILIES, identify, load, load_encoder
 from mae.formats.opening import open_weights
+from mae.models_mae import MaskedAutoencoderViT
 
 legacy = partial(torch.save, _use_new_zipfile_serialization=False)
 
@@ -220,6 +222,20 @@ def test_a_whole_module_is_read_without_its_code(tmp_path, golden, monkeypatch, 
     torch.testing.assert_close(features, recorded["features_32x32"], rtol=0, atol=5e-5)
     published = recorded["features_as_published"]  # raw pixels sent into the blocks
     assert not torch.allclose(features, published, atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_whole_module_of_real_parts(tmp_path):
+    """timm's blocks with all that they carry: enumerations, functions, partial ones."""
+    sizes = dict(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=4)
+    mae = MaskedAutoencoderViT(img_size=48, patch_size=8, embed_dim=48, depth=2, num_heads=4, **sizes).eval()
+    mae.drop, mae.table, mae.odd = partial(nn.Dropout, p=0.1), {"a": {1, 2}}, Fraction(1, 3)
+    torch.save(mae, tmp_path / "whole.pt")
+    loaded = load(tmp_path / "whole.pt")
+    assert loaded.about == "MAE, ViT-48×2/8, 2 blocks, 4 heads; with MAE's decoder"
+    assert loaded.decoder().size == (32, 1, 4) and loaded.decoder().norm_pix_loss
+    images = torch.randint(0, 256, (1, 3, 40, 64), dtype=torch.uint8)
+    torch.testing.assert_close(loaded.encoder.encode(images), mae.encode(images), rtol=0, atol=1e-5)
 
 
 class Payload:
