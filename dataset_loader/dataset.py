@@ -287,7 +287,7 @@ def get_kinetics_dataset(
         temporal = RandomClip(clip_frames, stride, repeated_sampling=repeated_sampling, unit=unit)
     if augment and rotation:
         augment = replace(Augmentation() if augment is True else augment, rotation=rotation)
-    source = open_source(dataset_dir, fps=fps, template=template)
+    source = open_source(dataset_dir, fps=fps, template=template or None)
     if photos is not None:
         source = WithPictures(source, PictureFiles(photos))
     if isinstance(dataset_dir, str | Path):

@@ -93,6 +93,10 @@ class DataSection(Section):
     """futures of each past, which is encoded once for all of them"""
     visits: int = 1
     """how often an epoch visits each video: more than 1 for a handful of videos"""
+    fps: float = 30
+    """rate of numbered pictures that have no times beside them"""
+    template: str = ""
+    """which pictures of folders that hold several kinds, such as img_{:05d}.jpg beside flow_x_{:05d}.jpg"""
 
     def check(self) -> None:
         super().check()

@@ -20,6 +20,7 @@ from dataset_loader.decoding import DecodeError, Video, decode_all, decode_frame
 from dataset_loader.preparing.encoding import write_video
 from dataset_loader.video_index import VideoIndex
 from tests.dataset_loader.cutting import copy_cut
+from tests.dataset_loader.odd_videos import turn
 
 VARIABLE = np.cumsum(np.random.default_rng(7).uniform(0.01, 0.15, 120))
 X264 = "libx264"
@@ -320,16 +321,6 @@ def test_a_stream_that_appears_in_the_middle(videos, watched):
 # Turned frames
 
 
-def turned(path: Path, matrix: tuple[int, int, int, int]) -> None:
-    """Write a rotation into the display matrix of an mp4's track header: (a, b, c, d) of ISO 14496-12, 8.3.2."""
-    content = bytearray(path.read_bytes())
-    at = content.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of dates, ids and volume
-    values = [0] * 9
-    values[0], values[1], values[3], values[4], values[8] = (*(value << 16 for value in matrix), 1 << 30)
-    content[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in values)
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1),
                                     (0, 1, 1, 0), (0, 1, -1, 0), (0, -1, 1, 0), (0, -1, -1, 0)])  # fmt: skip
 def test_all_eight_orientations(tmp_path, carphone, matrix):
@@ -337,7 +328,7 @@ def test_all_eight_orientations(tmp_path, carphone, matrix):
     path = tmp_path / "phone.mp4"
     write_video(path, carphone[:20], 30)
     stored, _ = decode_all(path)
-    turned(path, matrix)
+    turn(path, matrix)
     os.utime(path, ns=(1, 1))  # the same size, perhaps within the clock's tick
     a, b, c, d = matrix
     y, x = np.mgrid[: stored.shape[1], : stored.shape[2]]
@@ -391,7 +382,7 @@ def test_random_access_is_sequential_decoding(tmp_path, carphone, kind, orientat
         file.mux(stream.encode(None))
     if container == "mov":
         x, y = 1 - (orientation & 1) * 2, 1 - (orientation & 2)
-        turned(path, (x, 0, 0, y) if orientation < 4 else (0, x, y, 0))
+        turn(path, (x, 0, 0, y) if orientation < 4 else (0, x, y, 0))
     os.utime(path, ns=(orientation, seed))
     everything, times = decode_all(path)
     assert len(everything) == len(times) == len(read_index(path).times) == 14
@@ -419,7 +410,7 @@ def test_pixels_that_are_no_squares(tmp_path, carphone, matrix):
         stream.codec_context.sample_aspect_ratio = Fraction(2)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(carphone[0], format="rgb24")))
         container.mux(stream.encode(None))
-    turned(tmp_path / "clip.mp4", matrix)
+    turn(tmp_path / "clip.mp4", matrix)
     with Video(tmp_path / "clip.mp4") as video:
         assert video.pixel_aspect() == (2 if matrix[0] else 0.5)
 
