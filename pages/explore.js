@@ -175,7 +175,7 @@ async function travel(mask, start, rules, tell, going = () => true) {
 const OWN = { ...DATA.rules };
 const state = {
   mode: "look", frame: 0, query: ((h / 2) | 0) * w + ((w / 2) | 0), queryFrame: 0,
-  look: { temperature: OWN.temperature, top_k: N, radius: 0 }, paint: { temperature: OWN.temperature, top_k: OWN.top_k, radius: OWN.radius },
+  look: { temperature: Math.min(OWN.temperature, 0.05), top_k: N, radius: 0 }, paint: { temperature: OWN.temperature, top_k: OWN.top_k, radius: OWN.radius },
   colour: 1, painted: null, masks: Array(FRAMES).fill(null), cursor: null,
 };
 const COLOURS = [null, [255, 92, 64], [64, 190, 255], [255, 214, 64], [190, 120, 255]];

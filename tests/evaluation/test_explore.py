@@ -177,7 +177,7 @@ def test_look_paint_sliders_keys_and_the_saved_mask(video, chromium, tmp_path):
         assert browser.run("return current[4].best") == cosines.argmax().item()
         strengths = browser.run("return [...current[4].strength]")
         most = max((small[0, 10] @ small[t].T).max().item() for t in range(1, 6))
-        np.testing.assert_allclose(strengths, ((cosines - most) / 0.1).exp().clamp(max=1).numpy(), atol=1e-4)
+        np.testing.assert_allclose(strengths, ((cosines - most) / 0.05).exp().clamp(max=1).numpy(), atol=1e-4)
         browser.slide("#topk", 3)
         browser.until("current[4].strength.filter((v) => v > 0).length === 3")
         browser.slide("#topk", 51)
