@@ -16,7 +16,9 @@ from evaluation.videos import Frame
 
 WINDOW = 2  # cells around the best one that a place is read from
 TEMPERATURE = 0.05  # of the softmax within the window
-BACK = 0.06  # of the frame's side: a point whose match leads back further away than this is called occluded
+BACK = (
+    0.09  # of the frame's side: a point whose way back ends further off is called occluded (tried on synthetic video)
+)
 
 
 @torch.no_grad()

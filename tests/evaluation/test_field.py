@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import synthetic_table
 from cli.main import main
 from common.errors import InputError
 from dataset_loader.synthetic import synthetic_video
@@ -407,28 +408,10 @@ def test_tap_metrics_equal_loops(mode):
     assert measured["d_4"] == near / total and measured["J_4"] == hits / (total + wrong)
 
 
-def tracks_of(scene):
-    """Points of a grid in frame 0, carried along by the world's exact motion: [N, T, 2] in 0 … 1, occluded [N, T]."""
-    T, _, H, W = scene.frames.shape
-    starts = [(x, y) for y in range(5, H, 10) for x in range(5, W, 10)]
-    points, occluded = np.zeros((len(starts), T, 2)), np.zeros((len(starts), T), bool)
-    for n, place in enumerate(starts):
-        here, lost = np.array(place, float), False
-        for t in range(T):
-            points[n, t], occluded[n, t] = (here + 0.5) / (W, H), lost
-            x, y = np.round(here).astype(int)
-            if t + 1 < T and not lost and 0 <= x < W and 0 <= y < H:
-                lost = bool(scene.occluded[t, y, x])
-                here = here + scene.motion[t, y, x]
-            else:
-                lost = True
-    return np.clip(points, 0, 1).astype(np.float32), occluded
-
-
 @pytest.fixture
 def tap(tmp_path):
     scene = world(seed=2, frames=6)
-    points, occluded = tracks_of(scene)
+    points, occluded = synthetic_table.grid_tracks(scene)
     entry = {"video": scene.frames.transpose(0, 2, 3, 1).copy(), "points": points, "occluded": occluded}
     (tmp_path / "tap").mkdir()
     (tmp_path / "tap" / "davis.pkl").write_bytes(pickle.dumps({"clip": entry}))
@@ -524,3 +507,15 @@ def test_score_prints_the_numbers_of_any_method_s_masks(small_davis, tmp_path, c
     (tmp_path / "e" / "two").rmdir()
     assert main([*words[:-1], str(tmp_path / "t")]) == 2
     assert "two does not exist: expected the results of two" in capsys.readouterr().err
+
+
+def test_the_table_on_the_synthetic_world(tmp_path, capsys):
+    out = tmp_path / "table.json"
+    synthetic_table.main(
+        ["--sources", "copy", "pixels", "--seeds", "3", "--side", "48", "--frames", "6", "--out", str(out)]
+    )
+    rows = json.loads(out.read_text())["rows"]
+    ceiling = rows.pop("true motion")
+    assert rows.keys() == {"copy", "pixels"} and ceiling["d_avg"] == 100 and ceiling["J&F"] > 80
+    assert all(row["J&F"] < ceiling["J&F"] and 0 < row["d_avg"] < 100 for row in rows.values())
+    assert "| true motion |" in capsys.readouterr().out
