@@ -89,9 +89,9 @@ def arguments(argv: list[str]) -> Callable[..., None]:
     ) -> None:
         run(arguments)
 
-    width = max(map(len, PRESETS))
-    table = "\n".join(f"  {name:{width}}  {each.about}" for name, each in PRESETS.items())
-    main.__doc__ = f"{Arguments.__doc__}\n\nPresets:\n\n{table}"
+    table = "\n".join(f"  {name:20}  {each.about}" for name, each in PRESETS.items() if not name.endswith("_smoke"))
+    twins = "Those of full size have a twin, NAME_smoke: the same recipe with a tiny model, in seconds."
+    main.__doc__ = f"{Arguments.__doc__}\n\nPresets:\n\n{table}\n\n{twins}"
     return main
 
 

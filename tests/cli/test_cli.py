@@ -137,6 +137,15 @@ def test_flags_come_from_the_preset(clips, capsys):
     assert exit_.value.code == 2
 
 
+def test_curves_are_compared_without_torch(tmp_path):
+    (tmp_path / "a.txt").write_text("Epoch 1 - Avg Loss: 0.5 Losses - [0.6, 0.4]\n")
+    code = "import sys; from cli.main import main; code = main(sys.argv[1:]); sys.exit(code or 'torch' in sys.modules)"
+    words = ["compare", str(tmp_path / "a.txt"), "--out", str(tmp_path / "a.png")]
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_every_command_has_help_and_starts_as_a_module():
     for name in COMMANDS:
         with pytest.raises(SystemExit) as exit_:
