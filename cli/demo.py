@@ -78,6 +78,21 @@ def main(data: Path | None = None, preset: str = "demo", out: Path = Path("runs/
     if failed is not None:
         raise InputError(f"a cell failed, see {out / 'SiamMAE.html'}: {failed.ename}: {failed.evalue}")
     print(f"\nthe page        {(out / 'SiamMAE.html').resolve()}")
-    for log in sorted(set(root.glob("losses/*.txt")) - before):
+    logs = sorted(set(root.glob("losses/*.txt")) - before)
+    for log in logs:
         print(f"losses          {log}\ncheckpoints     {root / 'checkpoints' / log.stem}/")
     print(f"took            {time.monotonic() - began:.0f} s")
+    if logs:
+        print(f"the report      {report(root, [log.stem for log in logs], out / 'report.html').resolve()}")
+
+
+def report(root: Path, runs: list[str], out: Path) -> Path:
+    """The page over these runs, with what their checkpoints make of the pairs of samples.pickle."""
+    from ml.report import find, write_report
+    from ml.report_pictures import Pictures
+
+    found = find([root], runs)
+    samples = NOTEBOOK.with_name("samples.pickle")
+    pictures = Pictures(samples if samples.is_file() else None).of(found.runs)
+    write_report(out, found, pictures=pictures, title="The runs of the demo")
+    return out

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cli.demo import report
 from cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,53 @@ def test_report_fits_a_phone_and_its_fingers(chromium, report_page):
         browser.click("#in")
         browser.until("charts[0].x[1] - charts[0].x[0] < 60", 20)
         assert browser.console() == []
+
+
+def test_the_demo_ends_with_a_report_of_its_runs(tmp_path):
+    write_runs(tmp_path)
+    page = report(tmp_path, ["mask0.95"], tmp_path / "out" / "report.html")
+    assert '"name":"mask0.95"' in page.read_text() and '"name":"mask0.5"' not in page.read_text()
+
+
+def test_explore_writes_a_page_of_a_video_with_predictions(clips, chromium, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    video = sorted(clips.glob("*.mp4"))[0]
+    line = ["explore", str(video), "--out", str(out), "--frames", "5", "--root", str(ROOT), "--device", "cpu"]
+    assert main([*line, "--size", "64x88"]) == 0
+    assert "5 frames of 8×11 patches" in capsys.readouterr().out
+    with chromium() as browser:
+        browser.open(out)
+        assert browser.run("return DATA.names")[0] == "0.00 s"
+        browser.click("#predict")
+        said = "document.querySelector('#ratio + output').textContent"
+        assert browser.run(f"return {said}") == "95 %, 3 of 64 visible"  # the checkpoint's own ratio
+        picture = "document.querySelectorAll('#panels img')[3].src"
+        first = browser.run(f"return {picture}")
+        browser.slide("#ratio", 0)
+        assert browser.run(f"return {said}") == "50 %, 32 of 64 visible"
+        assert browser.run(f"return {picture}") != first
+        browser.click("#sets button:nth-child(2)")
+        assert browser.run("return document.querySelectorAll('#sets [aria-pressed=true]').length") == 1
+        browser.click("#sets button:last-child")
+        assert browser.run(f"return {said}") == "98 %, 1 of 64 visible"
+        chosen = browser.run(f"return {picture}")
+        browser.click("#panels figure:nth-child(3) .picture", 0.9, 0.9)
+        assert browser.run(f"return {picture}") != chosen
+        browser.slide("#pair", 2)
+        assert browser.console() == []
+
+
+def test_explore_refuses_what_it_cannot_show(clips, tmp_path, capsys):
+    video = str(sorted(clips.glob("*.mp4"))[0])
+    for line, said in (
+        ([video, "--out", str(tmp_path / "x.png")], "ends in .html"),
+        ([video, "--frames", "1"], "frames is 1"),
+        ([video, "--start", "500"], "has 60 frames"),
+        ([video, "--source", "copy"], "is a control"),
+        ([str(tmp_path / "none.mp4")], "none.mp4"),
+    ):
+        assert main(["explore", *line, "--root", str(ROOT)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_report_refuses_what_is_no_page_and_missing_runs(tmp_path, capsys):
