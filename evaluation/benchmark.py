@@ -38,8 +38,8 @@ class Benchmark(ABC):
     """A data set and how it is scored; the fields are the flags of `siammae eval NAME`.
 
     columns: what `cells` says of a video. measure: the number of the row by which videos are ordered, worst first.
-    void: true labels from this one on are not scored. changes: what differs from the protocols of DAVIS, for all of
-    them ("") and by name.
+    void: true labels from this one on are not scored. points: whether labels are points, not masks. changes: what
+    differs from the protocols of DAVIS, for all of them ("") and by name.
     """
 
     data: Path
@@ -48,6 +48,7 @@ class Benchmark(ABC):
     columns: ClassVar[tuple[str, ...]] = ()
     measure: ClassVar[str] = ""
     void: ClassVar[int] = 256
+    points: ClassVar[bool] = False
     changes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @abstractmethod
@@ -235,6 +236,7 @@ class Keypoints(Benchmark):
 
     columns: ClassVar[tuple[str, ...]] = ("joints", "PCK@0.1", "strict")
     measure = "PCK@0.1"
+    points = True
     changes = {"": {"size": "320x320"}}
 
     def score(self, video: Video, results: Sequence[Label]) -> Scores:

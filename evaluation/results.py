@@ -91,8 +91,13 @@ class Store:
         self.benchmark.write(self.folder.path, row, records)
         if self.pictures:
             entries = [(r["video"], self.benchmark.value(r["scores"]), r["frames"]) for r in records]
-            joints = "PCK" in self.benchmark.measure
-            write_page(self.folder.path, [heading, in_words], entries, measure=self.benchmark.measure, joints=joints)
+            write_page(
+                self.folder.path,
+                [heading, in_words],
+                entries,
+                measure=self.benchmark.measure,
+                joints=self.benchmark.points,
+            )
 
     def _files(self, video: Video) -> list[Path]:
         files = []
