@@ -5,8 +5,6 @@ registers; without, DINOv2 scales as DINO does.
 """
 
 import re
-from typing import Any
-
 from mae.formats.family import Family
 from mae.formats.opening import State, Weights
 
@@ -31,10 +29,6 @@ def _is_layout(weights: Weights) -> bool:
 
 def _patch(weights: Weights) -> int:
     return weights.state["patch_embed.proj.weight"].shape[-1] if weights.has(r"patch_embed\.proj\.weight") else 0
-
-
-def _swiglu(weights: Weights, positions: str) -> dict[str, Any]:
-    return dict(positions=positions)
 
 
 TCORE = Family(
