@@ -5,6 +5,7 @@ registers; without, DINOv2 scales as DINO does.
 """
 
 import re
+
 from mae.formats.family import Family
 from mae.formats.opening import State, Weights
 
