@@ -347,8 +347,9 @@ def _memory(forms: Forms, settings: Settings) -> dict[str, float]:
         dataset = PairDataset(open_source(source), temporal, image_size=settings.size, visits=64)
         before = set(multiprocessing.active_children())
         loader = make_loader(dataset, settings.batch_size, workers=1)
-        (process,) = set(multiprocessing.active_children()) - before
         batches = itertools.islice(loader, 6)
+        next(batches)  # its process starts with the first
+        (process,) = set(multiprocessing.active_children()) - before
         used[name] = max(psutil.Process(process.pid).memory_full_info().uss / 1e6 for _ in batches)
         del loader, batches
     return used
