@@ -144,11 +144,12 @@ def test_killed_three_times_it_ends_the_same(model, trainer, clips, tmp_path, un
 
 
 def test_two_processes_stop_and_go_on_together(trainer, clips, tmp_path, undisturbed):
-    """A signal to one of them stops both; killed, both end; and the same command goes on."""
+    """A signal to one of them stops both, at the end of the second epoch at the latest; killed in the third, both end;
+    and the same command goes on."""
     both = [command(clips, tmp_path)] * 2
     codes, said = trainer.run(*both, root=tmp_path, signal=int(signal.SIGTERM), after=4, to=[1])
     assert codes == [143, 143], said
-    codes, said = trainer.run(*both, root=tmp_path, signal=9, after=7, to=[0])
+    codes, said = trainer.run(*both, root=tmp_path, signal=9, after=9, to=[0])
     assert codes == [-9, 2] and "another process of the run has ended" in said
     codes, said = trainer.run(*both, root=tmp_path)
     assert codes == [0, 0], said
