@@ -5,16 +5,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from cli.flags import flags
 from common.errors import InputError
-from dataset_loader import check_disjoint
-from dataset_loader.sources import open_source
-from ml.ablation import check_tables, describe, make_cells, read_grid, read_result, told_apart, write_tables
-from ml.ablation_figure import ablation_figure
-from ml.guards import StopSignals
-from ml.jobs import Job, alone, exit_reason, places, run_jobs
-from ml.plots import save_figure
-from ml.presets import preset as preset_named
 
 
 def main(
@@ -44,6 +35,16 @@ def main(
         device: cuda, mps, cpu; default: the best there is
         jobs: runs at once; 0: one on each GPU, or one at a time
     """
+    from cli.flags import flags
+    from dataset_loader import check_disjoint
+    from dataset_loader.sources import open_source
+    from ml.ablation import check_tables, describe, make_cells, read_grid, read_result, told_apart, write_tables
+    from ml.ablation_figure import ablation_figure
+    from ml.guards import StopSignals
+    from ml.jobs import Job, alone, exit_reason, places, run_jobs
+    from ml.plots import save_figure
+    from ml.presets import preset as preset_named
+
     axes = read_grid(grid)
     if jobs < 0 or name != Path(name).name:
         raise InputError(f"jobs is {jobs} and name {name!r}; expected at least 0, and a name without a folder")
