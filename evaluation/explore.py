@@ -59,7 +59,7 @@ class Packed:
 
     def __str__(self) -> str:
         worse = "" if self.agreement == 1 else f" (elsewhere the cosine is at most {self.lost:.4f} less)"
-        warn = "" if self.agreement >= AGREEMENT else f": less than {AGREEMENT:.0%}, so look at fewer frames for more"
+        warn = "" if self.agreement >= AGREEMENT else f": less than {AGREEMENT:.0%}"
         return (
             f"{self.values.shape[1]} components of 8 bits keep {self.variance:.1%} of the variance; the best match in "
             f"another frame is that of the full features in {self.agreement:.1%} of cases{worse}{warn}"

@@ -333,7 +333,7 @@ function table() {
   const columns = [
     { name: "run", value: (run) => run.name },
     ...outcome.map((name) => fact(name)),
-    ...DATA.differing.map((name, j) => ({ name, value: (run) => plain(run.config[name]), split: !j })),
+    ...DATA.differing.map((name, j) => ({ name, value: (run) => plain(run.config[name]), split: !j, exact: true })),
     ...facts.filter((name) => !outcome.includes(name)).map(fact),
   ];
   for (const column of columns) column.right = runs.some((run) => /^[\d−-]/.test(shown(column.value(run)))) && column.name !== "run";
@@ -350,7 +350,7 @@ function table() {
     body.replaceChildren(...order.map((k) => make("tr", { onmouseenter: () => setFocus(k), onmouseleave: () => setFocus(null) },
       ...columns.map((column, j) => {
         const value = column.value(runs[k]), cell = make("td", { class: looks(column) });
-        if (j) cell.append(shown(value));
+        if (j) cell.append(column.exact && value !== null ? String(value) : shown(value));
         else {
           const tick = make("input", { type: "checkbox", checked: visible(k), "aria-label": `draw ${value}`, onchange: () => {
             state.hidden = tick.checked ? state.hidden.filter((n) => n !== value) : [...state.hidden, value];
