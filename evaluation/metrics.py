@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from math import isqrt
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -121,6 +120,8 @@ def _boundary(pair: NDArray[np.uint8], at_bottom: bool, at_right: bool) -> NDArr
 
 def _box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice] | None:
     """The rows and columns of a mask's bounding box with a margin, within the image; None for an empty mask."""
+    import cv2  # here: the command that prints its help needs none
+
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     if width == 0:
         return None

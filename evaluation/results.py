@@ -10,11 +10,8 @@ A folder of exports keeps its own run.json and videos/ in .siammae/, which the o
 
 import hashlib
 import json
-import platform
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,9 @@ from evaluation.controls import true_labels
 from evaluation.page import write_page
 from evaluation.pictures import WriteVideo, show
 from evaluation.videos import Label, Video
+from pages.surroundings import surroundings
+
+_PACKAGES = ("torch", "timm", "numpy", "opencv-python-headless", "pillow")
 
 
 class Store:
@@ -84,7 +84,7 @@ class Store:
         content = dict(
             row={name: value if value == value else None for name, value in row.items()},
             in_words=heading, **self.folder.key, seconds=sum(record["seconds"] for record in records),
-            peak_memory={name: max(each.get(name, 0) for each in memory) for name in kinds}, **surroundings(),
+            peak_memory={name: max(each.get(name, 0) for each in memory) for name in kinds}, **surroundings(_PACKAGES),
             videos=records,
         )  # fmt: skip
         write_json(self.folder.path / "results.json", content)
@@ -155,15 +155,6 @@ def digest(label: Label) -> str:
     return hashlib.sha256(str(label.shape).encode() + label.tobytes()).hexdigest()[:16]
 
 
-def surroundings() -> dict[str, Any]:
-    """Versions, machine and, in a checkout, the commit of this workspace."""
-    names = ("torch", "timm", "numpy", "cv2", "PIL")
-    versions = {name: import_module(name).__version__ for name in names}
-    return dict(
-        commit=_commit(), versions=dict(python=platform.python_version(), **versions), machine=platform.platform()
-    )
-
-
 def peak_memory() -> dict[str, int]:
     """The most bytes that this process has held until now, and on a GPU, where one is used."""
     import torch
@@ -199,22 +190,6 @@ def _refuse_data_folder(path: Path, videos: Sequence[Video]) -> None:
     for root in {root.resolve() for video in videos for root in video.roots}:
         if target == root or root in target.parents:
             raise InputError(f"{path} lies in the data set's folder {root}, where nothing is written; name another one")
-
-
-def _commit() -> str | None:
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*words: str) -> str:
-        found = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True)
-        return found.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + (", with changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _read(path: Path) -> dict[str, Any]:

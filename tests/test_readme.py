@@ -41,9 +41,10 @@ def test_commands_and_flags_exist(line, capsys):
         return
     name = " ".join(words[:2]) if words[0] == "data" else words[0]
     assert name in COMMANDS, line
+    benchmark = words[1:2] if name in ("eval", "score") and not words[1].isupper() else []
     preset = [w for flag, w in itertools.pairwise(words) if flag == "--preset"]
     with pytest.raises(SystemExit):
-        main([*name.split(), *(["--preset", *preset] if preset else []), "--help"])
+        main([*name.split(), *benchmark, *(["--preset", *preset] if preset else []), "--help"])
     text = capsys.readouterr().out
     for flag in re.findall(r"--[\w-]+", line):
         assert flag in text, f"{line}: {flag} is no flag of {name}"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,7 +71,7 @@ def test_the_result_files(small_davis, tmp_path):
     assert content["protocol"] == {"name": RULES.name, **{f: getattr(RULES, f) for f in list(content["protocol"])[1:]}}
     assert set(content["protocol"]) == set(RULES.__dataclass_fields__) and str(RULES) in content["in_words"]
     assert content["seconds"] == sum(r["seconds"] for r in result.records) > 0
-    assert content["peak_memory"]["process"] > 2**24 and content["versions"]["torch"] == torch.__version__
+    assert content["peak_memory"]["process"] > 2**24 and content["versions"]["torch"] == version("torch")
     if (ROOT / ".git").exists():
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         assert content["commit"].partition(",")[0] == head

@@ -92,7 +92,7 @@ def test_a_disk_that_refuses_is_said_and_nothing_is_lost(number, said, tmp_path,
         run(tmp_path)
     (folder,) = (tmp_path / "checkpoints").iterdir()
     assert newest_whole(folder)[1]["epoch"] == 1
-    assert {path.name for path in folder.iterdir()} == {"config.json", "last.pt"}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "starts.jsonl", "last.pt"}
 
 
 def test_a_really_full_disk(tmp_path):
