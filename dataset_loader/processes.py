@@ -250,7 +250,7 @@ def _end_with(lifeline: Connection) -> None:
 def _own_memory() -> int:
     """Bytes of data that this process has already: what its libraries took when they were imported."""
     try:
-        with open("/proc/self/status") as file:
+        with open("/proc/self/status", encoding="utf-8") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:"))
     except (OSError, StopIteration):
         return 0

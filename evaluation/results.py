@@ -194,7 +194,7 @@ def _refuse_data_folder(path: Path, videos: Sequence[Video]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a result ({error}); move it away") from error
     if not isinstance(content, dict):

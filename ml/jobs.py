@@ -101,7 +101,9 @@ def exit_reason(code: int, output: Path) -> str:
     """Why a program ended early, in a few words: its signal, or the last line that it said, no progress bar."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    lines = [line.strip() for line in output.read_text(errors="replace").replace("\r", "\n").splitlines()]
+    lines = [
+        line.strip() for line in output.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    ]
     said = [line for line in lines if line and "pair/s" not in line] or ["it said nothing"]
     return f"ended with code {code}: {said[-1][-300:]}"
 

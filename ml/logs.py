@@ -39,7 +39,7 @@ def mean_over_pairs(losses: list[float], pairs: list[int]) -> float:
 def append_line(path: Path, line: EpochLoss) -> None:
     """Add one line, whole and on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     _write(path, [*lines, str(line)])
 
 
@@ -87,7 +87,7 @@ class StepLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115  # a line at a time; closed by `close`
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  # a line at a time; closed by `close`
 
     def write(self, **values: Any) -> None:
         """Add one line; numbers that JSON does not know (nan, inf) as strings."""
@@ -122,7 +122,7 @@ def read_steps(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for text in path.read_text(errors="replace").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(text)
         except ValueError:

@@ -321,7 +321,10 @@ def _bring_folder(item: Item, **options: Any) -> None:
 
 def _part_names(listing: Path) -> list[str]:
     """The names of the archives in the server's list of their URLs, in its order."""
-    names = [PurePosixPath(urlsplit(line).path).name for line in listing.read_text(errors="replace").split()]
+    names = [
+        PurePosixPath(urlsplit(line).path).name
+        for line in listing.read_text(encoding="utf-8", errors="replace").split()
+    ]
     if not names or not all(re.fullmatch(r"\w[\w.-]*", name) and folder_name(name) for name in names):
         raise InputError(f"{listing} is not a list of the URLs of archives")
     return names

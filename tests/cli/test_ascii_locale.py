@@ -1,0 +1,44 @@
+"""A locale that knows only ASCII, with Python told to follow it, and file names that are not even UTF-8."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+NAMES = [b"caf\xe9_1.mp4", "größe_2.mp4".encode(), b"plain_3.mp4"]
+
+
+def siammae(*words, folder):
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *map(str, words)], capture_output=True, cwd=folder,
+        env={**os.environ, **ASCII, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(clips, tmp_path):
+    """Videos under such names, where the file system takes them."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name, clip in zip(NAMES, sorted(clips.iterdir()), strict=False):
+        try:
+            os.link(clip, os.path.join(os.fsencode(videos), name))
+        except OSError:
+            pytest.skip("this file system takes names in UTF-8 only")
+    return tmp_path
+
+
+def test_from_validating_to_training(folder):
+    """What is printed and written keeps the names: the manifest lists all three, and training reads them."""
+    for words in (
+        ["data", "validate", "videos", "--min-seconds", "1"],
+        ["data", "prepare", "packed", "videos", "--out", "packed"],
+        ["train", "--data", "videos", "--preset", "smoke", "--epochs", "1", "--warmup-epochs", "0"],
+    ):
+        result = siammae(*words, folder=folder)
+        assert result.returncode == 0, (words, result.stderr)
+    assert len(list((folder / "losses").glob("*.txt"))) == 1
