@@ -223,13 +223,17 @@ def restore_tokens(x: Tensor, mask_token: Tensor, ids_restore: Tensor) -> Tensor
 # that reproductions of SiamMAE use with ViT-S.
 _SMALL_DECODER = dict(decoder_embed_dim=256, decoder_depth=4, decoder_num_heads=8)
 _SIZES: dict[str, dict[str, Any]] = {
+    "mae_vit_micro_patch8": dict(
+        img_size=64, patch_size=8, embed_dim=128, depth=6, num_heads=4,
+        decoder_embed_dim=128, decoder_depth=2, decoder_num_heads=4,
+    ),
     "mae_vit_tiny_patch16": dict(patch_size=16, embed_dim=192, depth=12, num_heads=3, **_SMALL_DECODER),
     "mae_vit_small_patch16": dict(patch_size=16, embed_dim=384, depth=12, num_heads=6, **_SMALL_DECODER),
     "mae_vit_small_patch8": dict(patch_size=8, embed_dim=384, depth=12, num_heads=6, **_SMALL_DECODER),
     "mae_vit_base_patch16": dict(patch_size=16, embed_dim=768, depth=12, num_heads=12),
     "mae_vit_large_patch16": dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16),
     "mae_vit_huge_patch14": dict(patch_size=14, embed_dim=1280, depth=32, num_heads=16),
-}
+}  # fmt: skip
 
 
 def builders(kind: type[Model], sizes: Mapping[str, dict[str, Any]]) -> dict[str, Callable[..., Model]]:

@@ -286,12 +286,13 @@ class SpatiotemporalMAE(PretrainingModel):
 
     def compare(self, video: Tensor, batch: Mapping[str, Any]) -> Comparison:
         """What is copied is the visible tubelet at the same place that is nearest in time, normalised by its own
-        statistics, and the mean where there is none: parts `seen` and `unseen`."""
+        statistics if targets are, and the mean where there is none: parts `seen` and `unseen`."""
         target, T = self.target(self.normalize(video)), self.steps_and_grid(video)[0]
         _, prediction, mask = self(video, seeds=batch["seed"])
         seen = (mask == 0).unflatten(1, (T, -1)).any(1).repeat(1, T)
-        copy = target.gather(1, nearest_in_time(mask, T)[..., None].expand_as(target)) * seen[..., None]
-        guesses = {"model": prediction, "copy": copy, "mean": torch.zeros_like(target)}
+        mean = target.mean(-1, keepdim=True).expand_as(target)
+        copy = target.gather(1, nearest_in_time(mask, T)[..., None].expand_as(target))
+        guesses = {"model": prediction, "copy": torch.where(seen[..., None], copy, mean), "mean": mean}
         return Comparison(target, guesses, {"all": mask, "seen": mask * seen, "unseen": mask * ~seen})
 
     def public_state_dict(self) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ its queries are all places of f2, its keys and values are f1's tokens. One f1 ma
 it: f1 is then read once.
 
 Legend: B pasts in a batch, F futures of each (what is [B·F, …] has the futures of the first past first), N patches,
-K kept (visible) patches, D width, M memory tokens, P pixels in a patch, h w patch grid.
+K kept (visible) patches, D width, P pixels in a patch, h w patch grid.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
-from mae.masking import check_some_hidden, mask_noise, random_masking
+from mae.masking import random_masking
 from mae.models_mae import ARCHITECTURES, MAEEncoder, MaskedAutoencoderViT, noise_for
 from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, pixel_statistics
-from mae.patches import grid_size, masked_loss, normalize_patches, patch_statistics
-from mae.pretraining import Comparison, PretrainingModel, folded
+from mae.patches import grid_size
+from mae.pretraining import PretrainingModel
 from mae.weights import download_pretrained_model, load_pretrained, load_pretrained_st
 from ml.decoders import DECODERS, CrossDecoder
+from ml.pair_models import ImageMAE, PairModel
 
 __all__ = [
     "DECODERS",
@@ -40,18 +41,13 @@ Model = PretrainingModel
 ENCODERS = ("siamese", "joint")
 
 
-class SiamMAE(PretrainingModel):
+class SiamMAE(PairModel):
     """An MAE encoder and a `CrossDecoder`.
 
     mae: whose encoder is copied, and with `pretrained_decoder` (default: if it was loaded with one) its decoder too;
     else a new decoder of `decoder_size` (width, depth, heads). encoder_kind `siamese` reads each frame by itself with
     the same weights; `joint` reads both frames' tokens together. norm_pix_loss is mae's unless given.
     """
-
-    STATISTICS = {
-        "past": "normalised prediction, shown with mean and spread of f1's patch at the same place",
-        "target": "normalised prediction, shown with mean and spread of the HIDDEN patch: part of the answer",
-    }
 
     def __init__(
         self,
@@ -108,31 +104,6 @@ class SiamMAE(PretrainingModel):
             loss=self.loss,
         )
 
-    @property
-    def sample_shape(self) -> tuple[int, int, int, int]:
-        return 2, 3, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
-
-    def forward(
-        self, video: Tensor, *, noise: Tensor | None = None, seeds: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs [B, 2, 3, H, W] (uint8, or floats in [0, 1]) → loss (scalar), prediction [B, N, P], mask [B, N].
-
-        A past may have F futures, [B, 1 + F, 3, H, W] (`dataset_loader`'s `futures`): it is read once, and prediction
-        and mask are [B·F, …], number b·F + f the f-th future of past b. mask is 1 where a patch was hidden; it follows
-        from `noise` [B·F, N], or from the samples' `seeds` [B], of which the first future's mask does not depend on F,
-        or else from torch's global generator. The loss is the error on hidden patches only (§3, "Loss").
-        """
-        video, seeds = folded(video, seeds)
-        if video.ndim != 5 or video.shape[1] < 2 or video.shape[2] != 3:
-            raise InputError(
-                f"video has shape {list(video.shape)}; expected [B, 2, 3, H, W]: f1 and f2 in RGB, or more futures"
-            )
-        noise = self.draw_noise(video, seeds) if noise is None else noise
-        frames = self.normalize(video)
-        prediction, mask = self.predict(frames, noise)
-        check_some_hidden(mask.shape[1], self.mask_ratio)
-        return masked_loss(prediction, self.target(frames), mask, self.loss), prediction, mask
-
     def predict(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels [B, 1 + F, 3, H, W] → prediction and mask as `forward` gives them. All may be visible."""
         futures = frames.shape[1] - 1
@@ -164,63 +135,6 @@ class SiamMAE(PretrainingModel):
         with torch.autocast(past.device.type, enabled=False):
             return self.decoder(past.float(), future.float(), ids_restore, grid)
 
-    def draw_noise(self, video: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Each future has its own stretch of the one stream that a sample's seed gives."""
-        futures, (h, w) = video.shape[-4] - 1, grid_size(video.shape[-2], video.shape[-1], self.patch_size)
-        if seeds is None:
-            return torch.rand(self.pairs_in(video), h * w, device=video.device)
-        return mask_noise(seeds.flatten().to(video.device), futures * h * w).reshape(-1, h * w)
-
-    def predicted_frames(self, frames: int) -> list[int]:
-        """All but the past."""
-        return list(range(1, frames))
-
-    def patches(self, pixels: Tensor) -> Tensor:
-        return self.patchify(pixels[:, 1:].flatten(0, 1))
-
-    def guessed_statistics(self, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each place those of f1's patch there."""
-        mean, spread = patch_statistics(self.patchify(pixels[:, 0]))
-        futures = pixels.shape[1] - 1
-        return mean.repeat_interleave(futures, dim=0), spread.repeat_interleave(futures, dim=0)
-
-    def compare(self, video: Tensor, batch: Mapping[str, Any]) -> Comparison:
-        """What is copied is f1's patch at the same place, normalised by its own statistics; `wrong f1` is the model,
-        given the f1 of another video. Parts: `short` gaps, up to 26/30 s, and `long` ones."""
-        pixels, seeds = self.normalize(video[:, :2]), batch["seed"]
-        target, copy = self.target(pixels), normalize_patches(self.patchify(pixels[:, 0]))
-        _, prediction, mask = self(video[:, :2], seeds=seeds)
-        _, fooled, _ = self(torch.stack([video[strangers(batch["path"]), 0], video[:, 1]], dim=1), seeds=seeds)
-        guesses = {"model": prediction, "copy": copy, "mean": torch.zeros_like(target), "wrong f1": fooled}
-        short = (batch["time"][:, 1] - batch["time"][:, 0] <= 26 / 30).to(mask.device)[:, None]
-        return Comparison(target, guesses, {"all": mask, "short": mask * short, "long": mask * ~short})
-
-    def pairs_in(self, video: Tensor) -> int:
-        """Each future is a pair."""
-        return video.shape[:-4].numel() * (video.shape[-4] - 1)
-
-    def encode(self, images: Tensor) -> Tensor:
-        return self.encoder.encode(images)
-
-    def patchify(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] → [B, N, P]."""
-        return self.encoder.patchify(images)
-
-    def unpatchify(self, patches: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """[B, N, P] → [B, 3, H, W]; the grid (h, w) is the model's own unless given."""
-        return self.encoder.unpatchify(patches, grid)
-
-
-def strangers(paths: list[str]) -> list[int]:
-    """For each pair of a batch the index of a pair from another video."""
-    if len(set(paths)) < 2:
-        raise InputError(
-            f"all pairs of a batch come from {paths[0]}; a wrong f1 needs a second video: hold out more, or give more "
-            "videos"
-        )
-    n = len(paths)
-    return [next((b + d) % n for d in range(1, n) if paths[(b + d) % n] != paths[b]) for b in range(n)]
-
 
 def prepare_model(
     chkpt_dir: str | Path, arch: str | None = "mae_vit_large_patch16", **overrides: Any
@@ -249,6 +163,16 @@ def _siamese(
     return SiamMAE(mae, **keywords)
 
 
+def _images(*, weights: str | None, arch: str, **keywords: Any) -> ImageMAE:
+    """A MAE of images by name, with its weights if they are given."""
+    pairs = (keywords.pop("encoder_kind", "siamese"), keywords.pop("decoder_kind", "cross-self"))
+    if pairs != ("siamese", "cross-self") or "mask_kind" in keywords:
+        raise InputError("this is a model of images: leave encoder_kind, decoder_kind and mask_kind alone")
+    names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "img_size")
+    sizes = {name: keywords.pop(name) for name in names if keywords.get(name)}
+    return ImageMAE(prepare_model(weights, arch, **sizes) if weights else ARCHITECTURES[arch](**sizes), **keywords)
+
+
 def _clips(*, weights: str | None, arch: str = "", **keywords: Any) -> SpatiotemporalMAE:
     """A MAE-ST of a named size, with weights if they are given, or of a size of its own."""
     if "decoder_kind" in keywords:
@@ -275,6 +199,7 @@ MODELS: dict[str, tuple[Callable[..., Model], dict[str, Any]]] = {
     "siammae_micro_patch8": (_siamese, dict(
         encoder=dict(img_size=64, patch_size=8, embed_dim=128, depth=6, num_heads=4), decoder_size=(128, 2, 4)
     )),
+    **{name.replace("_vit", ""): (_images, dict(arch=name)) for name in ARCHITECTURES},
     **{name.replace("_vit", ""): (_clips, dict(arch=name)) for name in ARCHITECTURES_ST},
     "mae_st_micro_patch8": (_clips, dict(
         img_size=64, patch_size=8, num_frames=8, pred_t_dim=4, embed_dim=128, depth=6, num_heads=4,
@@ -284,6 +209,7 @@ MODELS: dict[str, tuple[Callable[..., Model], dict[str, Any]]] = {
 # How a model that says it is of such a kind in its `config` is built again.
 KINDS: dict[str, Callable[..., Model]] = {
     "SiamMAE": lambda mae, **keywords: SiamMAE(MAEEncoder(**mae), **keywords),
+    "MAE": lambda mae, **keywords: ImageMAE(MaskedAutoencoderViT(**mae), **keywords),
     "MAE-ST": lambda **keywords: SpatiotemporalMAE(**{**pixel_statistics(keywords), **keywords}),
 }
 

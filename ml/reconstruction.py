@@ -165,10 +165,13 @@ class _Sums:
     errors: dict[str, float] = field(default_factory=dict)
     copy_target: float = 0.0
     copy_copy: float = 0.0
+    target_target: float = 0.0
 
-    def add(self, errors: dict[str, Tensor], copy_target: Tensor, copy_copy: Tensor, where: Tensor) -> None:
-        """Means over the pixels of patches [B, N], of those where `where` [B, N] is not 0."""
+    def add(self, errors: dict[str, Tensor], copy: Tensor, target: Tensor, where: Tensor) -> None:
+        """Errors, means over the pixels of patches [B, N], and the patches [B, N, P], where `where` [B, N] is not 0."""
+        copy_target, copy_copy = _per_patch(copy * target), _per_patch(copy.square())
         self.patches += int(where.sum())
+        self.target_target += (_per_patch(target.square()) * where).sum().item()
         self.copy_target += (copy_target * where).sum().item()
         self.copy_copy += (copy_copy * where).sum().item()
         for name, values in errors.items():
@@ -180,21 +183,19 @@ class _Sums:
             return {}
         means = {name: error / self.patches for name, error in self.errors.items()}
         factor = self.copy_target / self.copy_copy if self.copy_copy else 0.0
-        gain = factor * self.copy_target / self.patches
-        return {**means, "copy × factor": means["mean"] - gain, "factor": factor, "patches": float(self.patches)}
+        scaled = (self.target_target - factor * self.copy_target) / self.patches
+        return {**means, "copy × factor": scaled, "factor": factor, "patches": float(self.patches)}
 
 
 def compare_with_copying(model: Model, batches: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """The model's squared error beside that of guesses that know nothing, over hidden patches, on per-patch normalised
-    pixels.
+    """The model's squared error beside that of guesses that know nothing, over hidden patches, in the unit of its
+    targets: per-patch normalised pixels, or plain ones (in units of the data set's spread).
 
     Returns for `all` of them and for each of the parts that the model names: `model`; `copy`, what `model.compare` says
-    can be copied; `copy × factor`: that times the best single factor; `mean`: the patch's mean everywhere (nearly 1 by
-    construction); and what else the model compares. The masks follow from the samples' seeds, so two models are asked
-    the same.
+    can be copied; `copy × factor`: that times the best single factor; `mean`: each patch's own mean (nearly 1 by
+    construction where pixels are normalised); and what else the model compares. The masks follow from the samples'
+    seeds, so two models are asked the same.
     """
-    if not model.norm_pix_loss:
-        raise InputError("this model predicts plain pixels; the comparison is made on per-patch normalised ones")
     sums: dict[str, _Sums] = {}
     with evaluating(model) as device:
         for batch in batches:
@@ -205,7 +206,7 @@ def compare_with_copying(model: Model, batches: Iterable[Mapping[str, Any]]) -> 
             errors = {name: _per_patch((guess - target).square()) for name, guess in guesses.items()}
             for name, where in parts.items():
                 total = sums.setdefault(name, _Sums())
-                total.add(errors, _per_patch(copy * target), _per_patch(copy.square()), where)
+                total.add(errors, copy, target, where)
     return {name: total.table() for name, total in sums.items()}
 
 

@@ -279,8 +279,8 @@ def test_a_configuration_builds_the_model_again(case):
     assert torch.equal(model(video, seeds=seeds)[0], again(video, seeds=seeds)[0]) and again.config == model.config
     assert all(isinstance(v, str | int | float | tuple | list | dict | bool) for v in model.config.values())
     assert build_model(model.config, mask_ratio=0.9).mask_ratio == 0.9
-    with pytest.raises(InputError, match="'SiamMAE' or 'MAE-ST'"):
-        build_model({**model.config, "model": "MAE"})
+    with pytest.raises(InputError, match="'SiamMAE' or 'MAE' or 'MAE-ST'"):
+        build_model({**model.config, "model": "ViT"})
 
 
 def test_a_configuration_from_before_the_pixels_statistics_means_imagenets():
@@ -350,6 +350,9 @@ def test_named_models(name):
         decoder = a["decoder_embed_dim"], a["decoder_depth"], a["decoder_num_heads"]
         assert (a["embed_dim"], decoder) == (dim, micro if "micro" in name else (512, 4, 16))
         assert (a["num_frames"], a["t_patch_size"], a["pred_t_dim"]) == ((8, 2, 4) if "micro" in name else (16, 2, 8))
+    elif name.startswith("mae_"):
+        sizes = {"huge_patch14": (1280, great), **expected}[name.removeprefix("mae_")]
+        assert (model.encoder.embed_dim, tuple(model.mae.decoder_config.values())) == sizes
     else:
         assert (model.encoder.embed_dim, model.decoder.size) == expected[name.removeprefix("siammae_")]
 
