@@ -29,6 +29,7 @@ COMMANDS = {
     "data split": "divide videos into training and test, without overlap",
     "data prepare": "rewrite videos as JPEG folders, packed shards or short-GOP files",
     "data inspect": "a picture of frame pairs with their gaps",
+    "zoo": "the models that ship in checkpoints/: measure them again, or make a small file of a run",
     "learn": "train the micro preset and compare it with copying on held-out videos",
     "demo": "execute SiamMAE.ipynb into a page",
 }

@@ -127,9 +127,9 @@ def run(arguments: Arguments) -> str:
     share: dict[str, Any] = dict(rank=ranks.rank, world_size=ranks.world_size, pin_memory=device.type == "cuda")
     if validation.test_data is not None:
         check_disjoint(arguments.data, validation.test_data)
-    public = preset(arguments.preset).weights
-    if public and not arguments.weights and ranks.first:
-        print(f"starting from nothing; for MAE weights: siammae weights {public}, then --weights weights/")
+    named = preset(arguments.preset)
+    if named.weights and not arguments.weights and ranks.first:
+        print(f"starting from nothing; from weights: {named.how_to_get_weights}")
     torch.manual_seed(config.run.seed)
     weights = str(arguments.weights) if arguments.weights else None
     model = build_model(config.model.model, weights=weights, **config.model_arguments)

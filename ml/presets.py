@@ -1,6 +1,7 @@
 """Named runs: what `siammae train --preset NAME` does. Imports no torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.errors import InputError
 from ml.config import RunConfig
@@ -13,7 +14,20 @@ class Preset:
     config: RunConfig
     about: str
     weights: str | None = None
-    """public MAE weights to start from, a name of mae.weights.PUBLIC_WEIGHTS; None: from nothing"""
+    """to start from: public MAE weights (a name of mae.weights.PUBLIC_WEIGHTS), or a file that ships in checkpoints/;
+    None: from nothing"""
+
+    @property
+    def how_to_get_weights(self) -> str:
+        """What to type."""
+        if str(self.weights).endswith(".pt"):
+            return f"--weights checkpoints/{self.weights}, which comes with the repository"
+        return f"siammae weights {self.weights}, then --weights weights/"
+
+    def starting_weights(self, root: Path = Path()) -> Path | None:
+        """The file in `weights/` or `checkpoints/` below root, if it is there."""
+        places = [root / folder / self.weights for folder in ("weights", "checkpoints")] if self.weights else []
+        return next((place for place in places if place.is_file()), None)
 
 
 _DEFAULT = RunConfig()
@@ -78,12 +92,21 @@ def _smoke_twin(full: RunConfig) -> RunConfig:
 PRESETS: dict[str, Preset] = {
     # siammae train --preset micro --data VIDEOS · 2 CPU cores, half an hour for 20,000 steps · see LOG.md, `make learn`
     "micro": Preset(_MICRO, "a model of 2 million parameters on 64×64 pixels that learns on a laptop"),
-    # make demo · 2 CPU cores, two minutes for each mask ratio, on the four built-in clips
+    # make demo · 2 CPU cores, under a minute for each mask ratio, on the four built-in clips
     "demo": Preset(
         _MICRO.replace(
-            epochs=16, warmup_epochs=2, visits=16, repeated_sampling=8, batch_size=16, num_epochs_per_save=10
+            image_size=96,
+            norm_pix_loss="no",
+            epochs=8,
+            warmup_epochs=1,
+            visits=8,
+            repeated_sampling=8,
+            batch_size=16,
+            base_lr=3e-4 * 256 / 16,
+            num_epochs_per_save=8,
         ),
-        "the notebook's size: three mask ratios in a few minutes on a CPU",
+        "the notebook's size: from the shipped weights, three mask ratios in minutes on a CPU",
+        "siammae_micro.pt",
     ),
     # the tests · seconds
     "smoke": Preset(
