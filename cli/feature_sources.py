@@ -30,6 +30,7 @@ def _features(name: str, root: Path, **options: Any) -> "Source":
         "one_tubelet": Kind("MAE-ST", partial(_one_tubelet, root)),
         "jax": Kind("FILE", _jax),
         "settled": Kind("FILE[@SOURCE]", partial(_settled, root)),
+        "decoder": Kind("RUN", partial(_decoder, root)),
     }
     if name.partition(":")[0] in {**SOURCES, **own}:
         return feature_source(name, more=own, **options)
@@ -97,7 +98,7 @@ def _settled(root: Path, name: str, **options: Any) -> "Source":
 
     file, _, other = name.partition("@")
     head, saved = load_head(Path(file))
-    inner = _features(other or saved["source"], root, **options)
+    inner = _features(other or saved["source"], root, **options).compared_by_cosine("a settled head")
     if saved["weights"] != inner.weights:
         raise InputError(
             f"{file} was trained on {saved['source']} with other weights ({saved['weights']}) than {inner.name} has "
@@ -111,6 +112,25 @@ def _settled(root: Path, name: str, **options: Any) -> "Source":
         return settled
 
     return Source(f"settled:{file} (on {inner.name})", encode, inner.patch_size, file_digest(file), inner.model)
+
+
+def _decoder(root: Path, name: str, device: str = "cpu", half: bool = False) -> "Source":
+    """The cross-attention of a model's decoder in place of cosines; computed in full precision."""
+    import torch
+
+    from evaluation.features import Source, file_digest
+    from ml.checkpoints import find_checkpoint, load_model
+    from ml.extensions.decoder_affinity import DecoderAffinity
+
+    path = find_checkpoint(name, root)
+    model: Any = load_model(path, device)[0]
+    decoder = DecoderAffinity(model, name)
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return decoder.encode(images.to(device))
+
+    return Source(f"decoder:{name}", encode, model.patch_size, file_digest(path), model, decoder.affinity)
 
 
 def _jax(path: str, **options: Any) -> "Source":

@@ -72,7 +72,7 @@ def follow(
             yield label
         return
     source, known = (by.source, true_labels(video)) if isinstance(by, Oracle) else (by, None)
-    options: dict[str, Any] = dict(patch_size=source.patch_size, batch=batch, oracle=known)
+    options: dict[str, Any] = dict(patch_size=source.patch_size, batch=batch, oracle=known, affinity=source.affinity)
     yield video.first
     if is_joints(video):
         yield from follow_joints(video.frames(), video.first, source.encode, protocol, **options)

@@ -70,6 +70,7 @@ def encode(
     frames: Iterable[Frame], source: Source, protocol: Protocol, *, batch: int = 1
 ) -> tuple[list[Frame], Tensor, tuple[int, int]]:
     """RGB frames [H, W, 3] → the frames, their features [F, h, w, D], and the size that they were encoded at."""
+    source.compared_by_cosine("the explorer")
     kept: list[Frame] = []
     features: list[Tensor] = []
     stream = iter(frames)

@@ -27,7 +27,8 @@ class Source:
     """`encode`: images uint8 [B, 3, H, W] in RGB, on any device → features [B, h, w, D]; its patch; what it is.
 
     weights: the SHA-256 of the file of its weights, or of the parameters themselves where no file is known. model: the
-    network behind it, if there is one.
+    network behind it, if there is one. affinity: what compares the features of two frames, where it is no cosine
+    (`evaluation.propagation.Affinity`).
     """
 
     name: str
@@ -35,6 +36,13 @@ class Source:
     patch_size: int
     weights: str | None = None
     model: Any = None
+    affinity: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def compared_by_cosine(self, what: str) -> "Source":
+        """Itself; an InputError where its features are not compared by cosines, which `what` does."""
+        if self.affinity:
+            raise InputError(f"{what} compares features by cosines, which those of {self.name} are not made for")
+        return self
 
 
 class Kind(NamedTuple):

@@ -21,7 +21,7 @@ from evaluation.labels import (
     patches_to_mask,
     resize_labels,
 )
-from evaluation.propagation import propagate
+from evaluation.propagation import Affinity, propagate
 from evaluation.protocols import Protocol
 from evaluation.videos import Frame, Joints, Label, Mask
 
@@ -40,11 +40,12 @@ def follow_mask(
     oracle: Mapping[int, Mask] | None = None,
     later: Mapping[int, Mask] | None = None,
     void: int | None = None,
+    affinity: Affinity | None = None,
 ) -> Iterator[Mask]:
     """RGB frames [H, W, 3] and the first one's mask [H', W'] → the masks [H', W'] of the others in turn.
 
     Frames are read one batch ahead at most, and each is encoded once. `oracle`: true masks by frame, which a control
-    puts into the context (`evaluation.controls`). void: a label that is not followed.
+    puts into the context (`evaluation.controls`). void: a label that is not followed. affinity: in place of cosines.
 
     later: masks of objects that start in later frames. Those that start together are followed together, from their
     first frame on; where two such groups claim a pixel, the larger soft label wins.
@@ -62,7 +63,7 @@ def follow_mask(
 
         known = {index - start: label for index, label in oracle.items()} if oracle is not None else None
         stream = islice(stream, start, None)
-        groups.append((start, values, _follow(video, stream, mask, to_patches, protocol, known)))
+        groups.append((start, values, _follow(video, stream, mask, to_patches, protocol, known, affinity)))
     if len(groups) == 1:
         _, values, softs = groups[0]
         for soft in softs:
@@ -98,17 +99,18 @@ def follow_joints(
     patch_size: int = 16,
     batch: int = 1,
     oracle: Mapping[int, Joints] | None = None,
+    affinity: Affinity | None = None,
 ) -> Iterator[Joints]:
     """RGB frames [H, W, 3] and the first one's joints [J, 2] (x, y in pixels) → the joints of the others in turn.
 
-    Joints that are not known at first (NaN), or lost on the way, are −1, −1. `oracle`: as of `follow_mask`.
+    Joints that are not known at first (NaN), or lost on the way, are −1, −1. `oracle`, affinity: as of `follow_mask`.
     """
     video = _Encoded(frames, encode, protocol, patch_size, batch)
 
     def to_patches(joints: Joints) -> Tensor:
         return joints_to_patches(joints, video.frame_size, video.grid)
 
-    for heat in _follow(video, video.features, first, to_patches, protocol, oracle):
+    for heat in _follow(video, video.features, first, to_patches, protocol, oracle, affinity):
         yield patches_to_joints(heat, video.frame_size)
 
 
@@ -150,6 +152,7 @@ def _follow(
     to_patches: Callable[[Label], Tensor],
     protocol: Protocol,
     oracle: Mapping[int, Label] | None,
+    affinity: Affinity | None,
 ) -> Iterator[Tensor]:
     """The soft labels [h, w, M] of all frames but the first."""
 
@@ -158,7 +161,8 @@ def _follow(
         return None if label is None else to_patches(label)
 
     known = true_labels if oracle is not None else None
-    return propagate(features, to_patches(first).to(video.first.device), protocol, oracle=known)
+    labels = to_patches(first).to(video.first.device)
+    return propagate(features, labels, protocol, oracle=known, affinity=affinity)
 
 
 def resize_frame(frame: Frame, size: Size) -> Frame:

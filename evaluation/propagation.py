@@ -19,6 +19,10 @@ from torch.nn import functional as F
 from common.errors import InputError
 from evaluation.protocols import Protocol
 
+Affinity = Callable[[Tensor, Tensor], Tensor]
+"""How alike the patches of a target are to those of context frames, in place of cosines: what a source's `encode` gave
+of the target [h, w, D] and of the context [F, h, w, D] → [F, h, w, h, w], the target's places first."""
+
 # Bytes for the similarities of a tile, which bound the memory and never change the result (on the CPU a tile is fastest
 # while it stays in the cache), and what a source costs a tile whatever its targets, in targets: to enter a matrix
 # product, and to be copied where a tile is narrower than the grid (measured on one core; on a GPU many small launches
@@ -41,7 +45,8 @@ class Block(NamedTuple):
 
 
 class Context(NamedTuple):
-    """The frames that labels come from: normalised features [F, h, w, D] and soft labels [F, h, w, M], frame 0 first.
+    """The frames that labels come from: features [F, h, w, D] (normalised, unless an `Affinity` compares them) and soft
+    labels [F, h, w, M], frame 0 first.
 
     Frame 0 counts `near` times for targets within the radius and `far` times more for all; the others once, within it.
     A step is fastest where h is the long side of the grid.
@@ -59,23 +64,27 @@ def propagate(
     protocol: Protocol,
     *,
     oracle: Callable[[int], Tensor | None] | None = None,
+    affinity: Affinity | None = None,
 ) -> Iterator[Tensor]:
     """Features [h, w, D] of frames in order, and the first one's labels [h, w, M] → soft labels of the others in turn.
 
     Features of each frame are asked for once, and the context alone is kept; it lies on their device, in their number
     format. Labels are float32. `oracle`, for a control alone, hands out the true labels [h, w, M] of a frame, which
-    then stand in the context for the predicted.
+    then stand in the context for the predicted. affinity: in place of cosines.
     """
     stream = iter(features)
     frame = next(stream)
     if frame.shape[:2] != first.shape[:2]:
         raise InputError(f"labels of {_grid(first)} patches do not fit to features of {_grid(frame)} patches")
-    turned = frame.shape[0] < frame.shape[1]  # rows then lie along the long side, where tiles of whole rows are slim
+    turned = affinity is None and frame.shape[0] < frame.shape[1]  # rows along the long side: tiles of them are slim
 
     def turn(values: Tensor) -> Tensor:
         return values.transpose(0, 1) if turned else values
 
-    shape, frame, first = frame.shape, F.normalize(turn(frame), dim=-1), turn(first)
+    def prepared(frame: Tensor) -> Tensor:
+        return frame if affinity else F.normalize(turn(frame), dim=-1)
+
+    shape, frame, first = frame.shape, prepared(frame), turn(first)
     n = protocol.context
     kept_features = frame.new_empty(1 + n, *frame.shape)  # slot 0: the first frame; then a ring of the last n
     kept_labels = torch.empty(1 + n, *first.shape, device=frame.device)
@@ -83,12 +92,12 @@ def propagate(
     for t, frame in enumerate(stream):
         if frame.shape != shape:
             raise InputError(f"frame {t + 1} has {_grid(frame)} patches, the first one {shape[0]}×{shape[1]}")
-        frame = F.normalize(turn(frame), dim=-1)
+        frame = prepared(frame)
         used = min(t, n)
         copies = n - used if protocol.filled else 0
         near, far = (copies, 1) if protocol.first_unlimited else (copies + 1, 0)
         context = Context(kept_features[: 1 + used], kept_labels[: 1 + used], near, far)
-        labels = propagate_step(frame, context, protocol)
+        labels = propagate_step(frame, context, protocol, affinity)
         if n:
             true = oracle(t + 1) if oracle else None
             kept_features[1 + t % n], kept_labels[1 + t % n] = frame, labels if true is None else turn(true)
@@ -96,17 +105,17 @@ def propagate(
 
 
 @torch.no_grad()
-def propagate_step(target: Tensor, context: Context, protocol: Protocol) -> Tensor:
+def propagate_step(target: Tensor, context: Context, protocol: Protocol, affinity: Affinity | None = None) -> Tensor:
     """Normalised features of a target frame [h, w, D] and its context → its soft labels [h, w, M]."""
     h, w, _ = target.shape
+    whole = affinity(target, context.features) if affinity else None
     device = "cpu" if target.device.type == "cpu" else "cuda"
     budget, start, frames = BUDGETS[device], STARTS[device], len(context.features)
     labels = context.labels.flatten(0, 2)  # [F·N, M]
     result = target.new_empty(h, w, labels.shape[1], dtype=torch.float32)
     for tile in tiles(h, w, frames, protocol, budget, whole_first=context.far > 0, start=start):
-        part = target[tile]
-        blocks = _candidates(part.flatten(0, 1), tile, context, protocol)
-        result[tile] = _mix(blocks, labels, protocol).unflatten(0, part.shape[:2])
+        blocks = _candidates(target, tile, context, protocol, whole)
+        result[tile] = _mix(blocks, labels, protocol).view_as(result[tile])
     return result
 
 
@@ -152,12 +161,20 @@ def _tile_size(h: int, w: int, frames: int, reach: int, budget: int, whole_first
     return best
 
 
-def _candidates(queries: Tensor, tile: tuple[slice, slice], context: Context, protocol: Protocol) -> list[Block]:
+def _candidates(
+    target: Tensor, tile: tuple[slice, slice], context: Context, protocol: Protocol, whole: Tensor | None
+) -> list[Block]:
     """What a tile may take its labels from: frame 0 as a whole if it is exempt from the radius, and all others' near
-    patches.
+    patches. whole: similarities [F, h, w, h, w] that an `Affinity` gave.
     """
     frames, h, w, _ = context.features.shape
-    reach, device = _reach(protocol), queries.device
+    reach, device, queries = _reach(protocol), target.device, target[tile].flatten(0, 1)
+
+    def similarities(*keys: slice) -> Tensor:  # [F, T, S] of these frames, rows and columns
+        if whole is None:
+            return _similarities(queries, context.features[keys])
+        return whole[keys[0]][:, *tile][..., *keys[1:]].flatten(3, 4).flatten(1, 2)
+
     rows, columns = (slice(max(0, t.start - reach), min(n, t.stop + reach)) for t, n in zip(tile, (h, w), strict=True))
     place = torch.arange(frames * h * w, device=device).view(frames, h, w)
     blocks, begin = [], 0
@@ -166,7 +183,7 @@ def _candidates(queries: Tensor, tile: tuple[slice, slice], context: Context, pr
         if context.near:
             inside = _inside(tile, (slice(0, h), slice(0, w)), protocol, device)
             counts = (context.far + context.near * inside.float())[None]
-        similarity = _similarities(queries, context.features[:1])
+        similarity = similarities(slice(0, 1), slice(None), slice(None))
         blocks, begin = [Block(similarity, place[:1].flatten(1), None, counts)], 1
     if begin < frames:
         allowed = _inside(tile, (rows, columns), protocol, device)
@@ -175,7 +192,7 @@ def _candidates(queries: Tensor, tile: tuple[slice, slice], context: Context, pr
         if not begin and context.near > 1:
             counts = torch.ones(frames, 1, 1, device=device)
             counts[0] = context.near
-        similarity = _similarities(queries, context.features[begin:, rows, columns])
+        similarity = similarities(slice(begin, None), rows, columns)
         blocks.append(Block(similarity, place[begin:, rows, columns].flatten(1), barrier, counts))
     return blocks
 

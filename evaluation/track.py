@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,8 @@ def track(
 
     yield opening, first
     everything = chain([opening], remembered())
-    for mask in follow_mask(everything, first, source.encode, protocol, patch_size=source.patch_size, batch=batch):
+    options: dict[str, Any] = dict(patch_size=source.patch_size, batch=batch, affinity=source.affinity)
+    for mask in follow_mask(everything, first, source.encode, protocol, **options):
         yield waiting.popleft(), mask
 
 

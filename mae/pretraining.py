@@ -79,6 +79,9 @@ class PretrainingModel(nn.Module):
         """
         raise NotImplementedError
 
+    def before_step(self, step: int, steps: int) -> None:
+        """Called before each step of a training, with the steps that are done, of so many in the whole run."""
+
     def predicted_frames(self, frames: int) -> list[int]:
         """Which of a sample's frames are predicted."""
         raise NotImplementedError

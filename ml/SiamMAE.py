@@ -24,6 +24,7 @@ from mae.patches import grid_size
 from mae.pretraining import PretrainingModel
 from mae.weights import download_pretrained_model, load_pretrained, load_pretrained_st
 from ml.decoders import DECODERS, CrossDecoder
+from ml.extensions.hiding import Hiding
 from ml.pair_models import ImageMAE, PairModel
 
 __all__ = [
@@ -46,7 +47,8 @@ class SiamMAE(PairModel):
 
     mae: whose encoder is copied, and with `pretrained_decoder` (default: if it was loaded with one) its decoder too;
     else a new decoder of `decoder_size` (width, depth, heads). encoder_kind `siamese` reads each frame by itself with
-    the same weights; `joint` reads both frames' tokens together. norm_pix_loss is mae's unless given.
+    the same weights; `joint` reads both frames' tokens together. norm_pix_loss is mae's unless given. mask_strategy:
+    which patches are hidden in training, one of `ml.extensions.hiding.STRATEGIES`.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class SiamMAE(PairModel):
         pretrained_decoder: bool | None = None,
         norm_pix_loss: bool | None = None,
         loss: str = "mse",
+        mask_strategy: str = "random",
         checkpointing: bool = False,
         decoder_float32: bool = False,
     ):
@@ -89,6 +92,9 @@ class SiamMAE(PairModel):
             )  # fmt: skip
         self.encoder.checkpointing = self.decoder.checkpointing = checkpointing
         self.decoder_float32 = decoder_float32
+        self.hiding = None
+        if mask_strategy != "random":
+            self.hiding = Hiding(mask_strategy, self)
         self.to(device)
 
     @property
@@ -102,6 +108,7 @@ class SiamMAE(PairModel):
             decoder_size=list(self.decoder.size),
             norm_pix_loss=self.norm_pix_loss,
             loss=self.loss,
+            **({"mask_strategy": self.hiding.name} if self.hiding else {}),
         )
 
     def predict(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,9 +172,9 @@ def _siamese(
 
 def _images(*, weights: str | None, arch: str, **keywords: Any) -> ImageMAE:
     """A MAE of images by name, with its weights if they are given."""
-    pairs = (keywords.pop("encoder_kind", "siamese"), keywords.pop("decoder_kind", "cross-self"))
-    if pairs != ("siamese", "cross-self") or "mask_kind" in keywords:
-        raise InputError("this is a model of images: leave encoder_kind, decoder_kind and mask_kind alone")
+    pairs = {"encoder_kind": "siamese", "decoder_kind": "cross-self", "mask_strategy": "random"}
+    if any(keywords.pop(name, own) != own for name, own in pairs.items()) or "mask_kind" in keywords:
+        raise InputError(f"this is a model of images: leave {', '.join(pairs)} and mask_kind alone")
     names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "img_size")
     sizes = {name: keywords.pop(name) for name in names if keywords.get(name)}
     return ImageMAE(prepare_model(weights, arch, **sizes) if weights else ARCHITECTURES[arch](**sizes), **keywords)

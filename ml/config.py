@@ -13,11 +13,13 @@ from typing import Any, Literal, get_type_hints
 from common.errors import InputError
 from mae.schedule import Schedule
 
-# The names that `ml.SiamMAE.DECODERS`, `mae.masking.MASKINGS` and `mae.patches.LOSSES` register; a test compares them.
+# The names that `ml.SiamMAE.DECODERS`, `mae.masking.MASKINGS`, `mae.patches.LOSSES` and
+# `ml.extensions.hiding.STRATEGIES` register; a test compares them.
 EncoderKind = Literal["siamese", "joint"]
 DecoderKind = Literal["cross-self", "cross", "joint"]
 MaskKind = Literal["agnostic", "tube", "frame", "prospective", "retrospective"]
 LossKind = Literal["mse", "l1"]
+MaskStrategy = Literal["random", "hard", "uncertain", "motion", "still"]
 
 
 class Section:
@@ -55,6 +57,9 @@ class ModelSection(Section):
     """predict each patch normalised by its own mean and spread; auto: as the starting weights do, without any yes"""
     mask_kind: MaskKind = "agnostic"
     """which of a clip's tubelets are hidden: any, tubes, whole frames, the future (prospective), the past"""
+    mask_strategy: MaskStrategy = "random"
+    """which of f2's patches are hidden in training: random ones; or by and by half of them those with the largest error
+    as a head guesses it (hard), the most uncertain, those that moved most (motion), or least (still, its control)"""
     decoder_float32: bool = False
     """compute the decoder in full precision where the rest is in bfloat16"""
     checkpointing: bool = False
@@ -226,7 +231,7 @@ class RunConfig:
     @property
     def model_arguments(self) -> dict[str, Any]:
         """The keyword arguments of `ml.SiamMAE.build_model` that this configuration decides, beside the name."""
-        kinds = ("mask_kind",) if self.of_clips else ("encoder_kind", "decoder_kind")
+        kinds = ("mask_kind",) if self.of_clips else ("encoder_kind", "decoder_kind", "mask_strategy")
         values = {name: getattr(self.model, name) for name in ("mask_ratio", *kinds, "loss", *_COMPUTING)}
         sizes = {name: size for name in _DECODER if (size := getattr(self.model, name))}
         normalised = {"yes": {"norm_pix_loss": True}, "no": {"norm_pix_loss": False}}.get(self.model.norm_pix_loss, {})
@@ -261,7 +266,7 @@ def field_types() -> dict[str, Any]:
     return {name: kind for part in sections for name, kind in get_type_hints(part).items() if name != "LEAST"}
 
 
-_OF_PAIRS = ("encoder_kind", "decoder_kind", "min_gap", "max_gap", "futures", "pairing", "schedule")
+_OF_PAIRS = ("encoder_kind", "decoder_kind", "mask_strategy", "min_gap", "max_gap", "futures", "pairing", "schedule")
 _OF_CLIPS = ("mask_kind", "stride")
 _COMPUTING = ("checkpointing", "decoder_float32")
 _DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")

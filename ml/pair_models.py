@@ -8,6 +8,7 @@ P pixels in a patch, h w patch grid.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from mae.masking import check_some_hidden, mask_noise
 from mae.models_mae import MAEEncoder, MaskedAutoencoderViT
 from mae.patches import grid_size, masked_loss, patch_statistics, patchify, unpatchify
 from mae.pretraining import Comparison, PretrainingModel, folded
+from ml.extensions.heads import decoder_features
+from ml.extensions.hiding import Hiding
 
 
 class PairModel(PretrainingModel):
@@ -28,6 +31,7 @@ class PairModel(PretrainingModel):
         "target": "normalised prediction, shown with mean and spread of the HIDDEN patch: part of the answer",
     }
     encoder: MAEEncoder
+    hiding: Hiding | None  # which patches training hides, unless it is random ones
 
     @property
     def sample_shape(self) -> tuple[int, int, int, int]:
@@ -50,9 +54,15 @@ class PairModel(PretrainingModel):
             )
         noise = self.draw_noise(video, seeds) if noise is None else noise
         frames = self.normalize(video)
-        prediction, mask = self.predict(frames, noise)
+        teaching = self.hiding if self.training and self.hiding and self.hiding.strategy.lesson else None
+        with decoder_features(self) if teaching else nullcontext() as features:
+            prediction, mask = self.predict(frames, noise)
         check_some_hidden(mask.shape[1], self.mask_ratio)
-        return masked_loss(prediction, self.target(frames), mask, self.loss), prediction, mask
+        target = self.target(frames)
+        loss = masked_loss(prediction, target, mask, self.loss)
+        if teaching and features:
+            loss = loss + teaching.lesson(features[0], prediction, target, mask)
+        return loss, prediction, mask
 
     def predict(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels [B, 1 + F, 3, H, W] → prediction and mask as `forward` gives them. All may be visible."""
@@ -62,11 +72,18 @@ class PairModel(PretrainingModel):
         return self.encoder.encode(images)
 
     def draw_noise(self, video: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Each future has its own stretch of the one stream that a sample's seed gives."""
+        """Each future has its own stretch of the one stream that a sample's seed gives; in training a `Hiding` has its
+        say."""
         futures, (h, w) = video.shape[-4] - 1, grid_size(video.shape[-2], video.shape[-1], self.patch_size)
         if seeds is None:
-            return torch.rand(self.pairs_in(video), h * w, device=video.device)
-        return mask_noise(seeds.flatten().to(video.device), futures * h * w).reshape(-1, h * w)
+            noise = torch.rand(self.pairs_in(video), h * w, device=video.device)
+        else:
+            noise = mask_noise(seeds.flatten().to(video.device), futures * h * w).reshape(-1, h * w)
+        return self.hiding.noise(self, folded(video)[0], noise) if self.training and self.hiding else noise
+
+    def before_step(self, step: int, steps: int) -> None:
+        if self.hiding:
+            self.hiding.before_step(self, step, steps)
 
     def predicted_frames(self, frames: int) -> list[int]:
         """All but the past."""
@@ -125,7 +142,7 @@ class ImageMAE(PairModel):
         decoder_float32: bool = False,
     ):
         super().__init__(mask_ratio, loss, mae.norm_pix_loss if norm_pix_loss is None else norm_pix_loss)
-        self.mae, self.patch_size, self.grid = mae, mae.patch_size, mae.grid
+        self.mae, self.patch_size, self.grid, self.hiding = mae, mae.patch_size, mae.grid, None
         mae.checkpointing, self.decoder_float32 = checkpointing, decoder_float32
         self.to(device)
 

@@ -27,6 +27,7 @@ from ml.checkpoints import (
     rewind,
     save_config,
 )
+from ml.config import RunConfig
 from ml.logs import cut_after, cut_steps_after
 from ml.ranks import Ranks
 
@@ -268,6 +269,8 @@ def _differences(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
     said = []
     for part in ("model", "train", "run"):
         mine, its = now.get(part) or {}, then.get(part) or {}
+        if part == "run" and its:  # a field that came later: before, its default was in effect
+            its = {**{name: value for name, value in RunConfig().flat().items() if name in mine}, **its}
         for key in [*mine, *(key for key in its if key not in mine)]:
             known = key != "data" or (mine.get(key) and its.get(key))  # a loader may not say what it reads
             if key not in FREE and known and mine.get(key) != its.get(key):

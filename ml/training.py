@@ -165,6 +165,7 @@ def train(
             for batches, waited in _steps(data_loader, done, accumulation):
                 lr = peak_lr * lr_scale(done.step, warmup_steps, epochs * per_epoch)
                 set_lr(optimizer, lr)
+                model.before_step(done.step, epochs * per_epoch)
                 ratio = curriculum.mask_ratio(done.step / per_epoch) if curriculum else None
                 with masking(model, ratio):
                     result = training_step(module, batches, optimizer, device=device, ranks=ranks, clip_grad=clip_grad)

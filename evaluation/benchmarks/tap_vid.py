@@ -100,6 +100,7 @@ class TapVid(Keypoints):
             still = np.column_stack([video.first[:, :2], np.zeros(len(video.first))])
             yield from [still] * len(video)
             return
+        by.compared_by_cosine("the matching of TAP-Vid's points")
         height, width = next(video.frames([0])).shape[:2]
         scale = np.array([width, height, 1.0])
         queries = np.column_stack([video.first[:, 2], video.first[:, 1] / height, video.first[:, 0] / width])

@@ -12,6 +12,8 @@ from mae.models_mae import MAEEncoder
 
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 
+_OTHERS = ("decoder", "mask_token", "hiding")  # what stands beside the encoder
+
 
 def _config(weights: Weights) -> dict[str, Any] | None:
     """The encoder's keywords, where a checkpoint's or an export's settings have all of them."""
@@ -39,7 +41,7 @@ def _is_export(weights: Weights) -> bool:
 def _build(weights: Weights, num_heads: int | None) -> nn.Module:
     with torch.device("meta"):
         encoder = MAEEncoder(**(_config(weights) or {}))
-    state = {name: value for name, value in weights.state.items() if not name.startswith(("decoder", "mask_token"))}
+    state = {name: value for name, value in weights.state.items() if not name.startswith(_OTHERS)}
     load_into(encoder, state, weights, FAMILY.name)
     encoder.num_heads = encoder.encoder_config["num_heads"]
     return encoder.eval()

@@ -8,14 +8,16 @@ import torch
 from common.errors import InputError
 from mae.masking import MASKINGS
 from mae.patches import LOSSES
-from ml.config import DecoderKind, EncoderKind, LossKind, MaskKind, RunConfig, field_types
+from ml.config import DecoderKind, EncoderKind, LossKind, MaskKind, MaskStrategy, RunConfig, field_types
 from ml.decoders import DECODERS
+from ml.extensions.hiding import STRATEGIES
 from ml.presets import PRESETS, preset
 from ml.SiamMAE import ENCODERS, build_model
 
 
 def test_names_on_the_command_line_are_those_of_the_registries():
     kinds = {DecoderKind: DECODERS, MaskKind: MASKINGS, LossKind: LOSSES, EncoderKind: ENCODERS}
+    kinds[MaskStrategy] = STRATEGIES
     for literal, registry in kinds.items():
         assert get_args(literal) == tuple(registry)
 
