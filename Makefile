@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
+PHOTOS ?=
 ARGS ?=
 JOBS ?= 2
 
@@ -42,4 +43,8 @@ learn: .venv/.installed-demo  ## about an hour: train the micro preset on DATA=f
 	@test -n "$(DATA)" || { echo 'learn: name a folder of videos: make learn DATA=path/to/videos'; exit 2; }
 	$(BIN)/siammae learn --data "$(DATA)" $(ARGS)
 
-.PHONY: help demo test test-long check check-code format learn
+zoo: .venv/.installed-demo  ## hours: train the models of checkpoints/ anew, from DATA=folder of videos and PHOTOS=folder of pictures
+	@test -n "$(DATA)" -a -n "$(PHOTOS)" || { echo 'zoo: make zoo DATA=path/to/videos PHOTOS=path/to/pictures'; exit 2; }
+	PATH="$(BIN):$$PATH" bash benchmarks/zoo.sh "$(DATA)" "$(PHOTOS)"
+
+.PHONY: help demo test test-long check check-code format learn zoo

@@ -47,15 +47,14 @@ def main(
         packed = pack(find_checkpoint(models[0], root), out, root)
         print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, after {packed.get('step', 0):,} steps")
         return
-    from ml.checkpoints import load_model
-    from ml.zoo import differences, markdown, read_zoo
+    from ml.zoo import differences, markdown, open_packed, read_zoo
 
     stated = read_zoo(ZOO)
     wrong: list[str] = []
     for name in models or tuple(stated):
         if name not in stated and action == "check":
             raise InputError(f"{name} is not in {ZOO}; there are {', '.join(stated)}")
-        model, _ = load_model(ZOO.parent / name)
+        model, _ = open_packed(ZOO.parent / name)
         found = _measure(model, ZOO.parent / name, data, davis)
         print(f"\n{name}\n\n{markdown(found)}")
         wrong += differences(stated.get(name, {}), found, name) if action == "check" else []

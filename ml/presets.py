@@ -24,10 +24,10 @@ class Preset:
             return f"--weights checkpoints/{self.weights}, which comes with the repository"
         return f"siammae weights {self.weights}, then --weights weights/"
 
-    def starting_weights(self, root: Path = Path()) -> Path | None:
-        """The file in `weights/` or `checkpoints/` below root, if it is there."""
-        places = [root / folder / self.weights for folder in ("weights", "checkpoints")] if self.weights else []
-        return next((place for place in places if place.is_file()), None)
+    def starting_weights(self, *roots: Path) -> Path | None:
+        """The file in `weights/` or `checkpoints/` below the first of the roots that has it, if one has."""
+        places = [root / folder / str(self.weights) for root in roots for folder in ("weights", "checkpoints")]
+        return next((place for place in places if self.weights and place.is_file()), None)
 
 
 _DEFAULT = RunConfig()
@@ -122,7 +122,7 @@ PRESETS: dict[str, Preset] = {
     ),
     **_FULL,
     **{
-        f"{name}_smoke": Preset(_smoke_twin(full.config), f"the recipe of {name} in seconds")
+        f"{name}_smoke": Preset(_smoke_twin(full.config), f"the recipe of {name} in seconds", full.weights)
         for name, full in _FULL.items()
     },
 }

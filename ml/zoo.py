@@ -13,11 +13,13 @@ import torch
 from common.errors import InputError
 from common.files import write_atomically
 from mae.models_mae import positions_for
+from mae.reading import read_checkpoint
 from ml.checkpoints import load_model
 from ml.logs import read_losses
 from ml.motion import MotionPairs, motion_report
+from ml.pair_models import ImageMAE
 from ml.reconstruction import compare_with_copying, masking
-from ml.SiamMAE import Model, SiamMAE, build_model
+from ml.SiamMAE import Model, SiamMAE, build_model, prepare_model
 
 RATIOS = (0.50, 0.75, 0.95)
 COLUMNS = ("model", "copy", "copy × factor", "mean", "wrong f1")
@@ -46,9 +48,17 @@ def pack(checkpoint: Path, out: Path, root: Path = Path()) -> dict[str, Any]:
         if model.config["model"] != "MAE":
             raise InputError(f"{checkpoint} is a {model.config['model']}; public names (.pth) are for a MAE of images")
         state = {str(name).removeprefix("mae."): value for name, value in state.items()}
-    packed = {"model": state, "config": model.config, **kept}
+    config = model.config["mae"] if out.suffix == ".pth" else model.config
+    packed = {"model": state, "config": config, **kept}
     write_atomically(out, lambda file: torch.save(packed, file))
     return packed
+
+
+def open_packed(path: Path) -> tuple[Model, dict[str, Any]]:
+    """The model of a file that `pack` wrote, and what the file says of its run."""
+    if path.suffix == ".pth":
+        return ImageMAE(prepare_model(path, arch=None)).eval(), read_checkpoint(path)
+    return load_model(path)
 
 
 def at_size(model: Model, size: int | None) -> Model:

@@ -1,12 +1,15 @@
 """SiamMAE.ipynb: thin, and it runs from top to bottom into a page."""
 
+import argparse
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
-import pytest
+import torch
+
+from mae.models_mae import MaskedAutoencoderViT
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,8 +23,15 @@ def test_cells_are_short_and_hold_no_definitions():
             assert cell.outputs == [] and cell.execution_count is None
 
 
-@pytest.mark.parametrize("preset", ["smoke"])
-def test_it_runs_from_top_to_bottom(preset, clips, tmp_path):
+def test_it_runs_from_top_to_bottom(clips, tmp_path):
+    """As for the full size, in small: from a file in the public MAE's layout that lies in weights/."""
+    sizes = dict(img_size=64, patch_size=8, embed_dim=128, depth=6, num_heads=4)
+    decoder = dict(decoder_embed_dim=64, decoder_depth=1, decoder_num_heads=4)
+    mae = MaskedAutoencoderViT(**sizes, **decoder, norm_pix_loss=False)
+    (tmp_path / "weights").mkdir()
+    named = {"model": mae.state_dict(), "args": argparse.Namespace(**sizes, **decoder)}
+    torch.save(named, tmp_path / "weights" / "mae_visualize_vit_base.pth")
+    preset = "mae_base_75_smoke"
     status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, cwd=ROOT).stdout
     command = [sys.executable, "-m", "cli.main", "demo", "--preset", preset, "--data", str(clips)]
     result = subprocess.run(
@@ -29,10 +39,11 @@ def test_it_runs_from_top_to_bottom(preset, clips, tmp_path):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     page = (tmp_path / "page" / "SiamMAE.html").read_text()
-    assert page.count("data:image/png;base64,") >= 11 and "wrong f1" in page and "Traceback" not in page
+    assert page.count("data:image/png;base64,") >= 12 and "wrong f1" in page and "Traceback" not in page
     (difference,) = re.findall(r"by hand and by evaluation.propagation: largest difference (\d\S*)", page)
     assert float(difference) < 1e-5
-    assert len(list((tmp_path / "losses").glob("smoke_mask*.txt"))) == 3
+    assert "weights/mae_visualize_vit_base.pth" in page
+    assert len(list((tmp_path / "losses").glob(f"{preset}_mask*.txt"))) == 3
     assert len(list((tmp_path / "test_losses").glob("*.txt"))) == 1
     after = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, cwd=ROOT).stdout
     assert after == status
