@@ -47,18 +47,20 @@ def main(
         packed = pack(find_checkpoint(models[0], root), out, root)
         print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, after {packed.get('step', 0):,} steps")
         return
-    from ml.zoo import differences, markdown, open_packed, read_zoo
+    from ml.zoo import card, differences, markdown, open_packed, read_zoo
 
     stated = read_zoo(ZOO)
     wrong: list[str] = []
     for name in models or tuple(stated):
         if name not in stated and action == "check":
             raise InputError(f"{name} is not in {ZOO}; there are {', '.join(stated)}")
-        model, _ = open_packed(ZOO.parent / name)
+        model, record = open_packed(ZOO.parent / name)
         found = _measure(model, ZOO.parent / name, data, davis)
         print(f"\n{name}\n\n{markdown(found)}")
         wrong += differences(stated.get(name, {}), found, name) if action == "check" else []
         stated[name] = {**stated.get(name, {}), **found}
+        if action == "measure" and "card" in stated[name]:
+            write_text((ZOO.parent / name).with_suffix(".md"), card(name, stated[name], record))
     if action == "measure":
         write_text(ZOO, json.dumps(stated, indent=1) + "\n")
     elif wrong:

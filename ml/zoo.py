@@ -25,6 +25,12 @@ RATIOS = (0.50, 0.75, 0.95)
 COLUMNS = ("model", "copy", "copy × factor", "mean", "wrong f1")
 TOLERANCE = 0.02
 
+CARD = {"data": "Data", "recipe": "Recipe", "command": "Commands", "limits": "Limits"}
+NOTE = """Errors are means over hidden patches, in the unit of the model's targets, beside f1's patch copied, that copy
+times its best factor, and each patch's own mean (which nobody can know). *Shifted* pairs show one frame twice, f1's
+window lying so many pixels beside f2's: errors of pixels normalised in each patch with 75 % hidden and, with f2 visible,
+how often the decoder's last layer looks at the right patch of f1. DAVIS: J&F in percent."""
+
 Numbers = dict[str, float]
 
 
@@ -103,6 +109,8 @@ def differences(stated: Mapping[str, Any], found: Mapping[str, Any], where: str 
     wrong = []
     for name, value in stated.items():
         place = f"{where} · {name}" if where else name
+        if name == "card":
+            continue
         if isinstance(value, Mapping):
             wrong += differences(value, found.get(name, {}), place)
         elif name in found and abs(value - found[name]) > TOLERANCE:
@@ -119,6 +127,23 @@ def markdown(numbers: Mapping[str, Mapping[str, Numbers]]) -> str:
         lines += [f"| {row} | {' | '.join(f'{v:.3f}' for v in cells.values())} |" for row, cells in rows.items()]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def card(name: str, stated: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """The card of a shipped file in Markdown: what `zoo.json` says of it, its run's record, and what was measured."""
+    about = stated["card"]
+    curve = record.get("curve") or []
+    lines = [f"# {name}", "", about["what"], ""]
+    lines += [f"**{title}.** {about[key]}\n" for key, title in CARD.items() if key in about]
+    if curve:
+        lines += [f"**Curve.** Mean loss of an epoch in the last stage: {curve_line(curve)}.", ""]
+    lines += [
+        "## Measured",
+        "",
+        f"Again with `siammae zoo check {name}`; held-out videos and DAVIS need `--data`, `--davis`.",
+    ]
+    lines += ["", NOTE, "", markdown({title: rows for title, rows in stated.items() if title != "card"})]
+    return "\n".join(lines)
 
 
 def read_zoo(path: Path) -> dict[str, Any]:
