@@ -28,8 +28,8 @@ TOLERANCE = 0.02
 CARD = {"data": "Data", "recipe": "Recipe", "command": "Commands", "limits": "Limits"}
 NOTE = """Errors are means over hidden patches, in the unit of the model's targets, beside f1's patch copied, that copy
 times its best factor, and each patch's own mean (which nobody can know). *Shifted* pairs show one frame twice, f1's
-window lying so many pixels beside f2's: errors of pixels normalised in each patch with 75 % hidden and, with f2 visible,
-how often the decoder's last layer looks at the right patch of f1. DAVIS: J&F in percent."""
+window so many pixels beside f2's: errors of pixels normalised in each patch with 75 % hidden and, with f2 visible, how
+often the decoder's last layer looks at the right patch of f1. DAVIS: J&F in percent."""
 
 Numbers = dict[str, float]
 
