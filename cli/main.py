@@ -16,6 +16,7 @@ COMMANDS = {
     "score": "the same benchmarks' numbers of results that any method saved",
     "track": "follow your own objects through your own video",
     "motion": "does a model find what moved? errors and attention on pairs with a known correspondence",
+    "uncertainty": "how sure a model is of its predictions, and whether that is right",
     "settle": "train a small head on a frozen encoder, so that its features agree through time",
     "plot": "reconstructions of a few pairs by a checkpoint",
     "compare": "draw the loss curves of several runs in one figure",
