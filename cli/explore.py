@@ -105,7 +105,7 @@ def _predictions(source: str, root: Path, frames: "list[np.ndarray]", names: lis
         model, _ = load_model(find_checkpoint(source, root))
     except InputError:
         return None
-    if not isinstance(model, SiamMAE):
+    if not isinstance(model, SiamMAE) or model.pasts > 1:
         return None
     last = len(frames) - 1
     pairs = dict.fromkeys(

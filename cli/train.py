@@ -103,7 +103,7 @@ def try_out(config: RunConfig) -> None:
 
     with torch.device("meta"):
         model = build_model(config.model.model, **config.model_arguments)
-        shape = 1, config.data.clip_frames or 1 + config.data.futures, 3, config.data.image_size, config.data.image_size
+        shape = 1, config.data.frames, 3, config.data.image_size, config.data.image_size
         model(torch.empty(shape, dtype=torch.uint8), seeds=torch.empty(1, dtype=torch.long))
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from common.errors import InputError
 from dataset_loader.decoding import DecodeError
 from dataset_loader.pairings import Pairing, boxes, parse_pairing
-from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample, TemporalSampler
+from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample, TemporalSampler, WithSecond
 from dataset_loader.sources import PictureFiles, Source, VideoFiles, WithPictures, open_source
 from dataset_loader.transforms import Augmentation, View, apply_view, centre_view, draw_colours
 from dataset_loader.workers import Key
@@ -229,7 +229,11 @@ class PairDataset(Dataset):
             return [centre_view(height, width)] * frames
         crops = pairing.draw(height, width, frames, generator, self.augmentation, self.grid)
         view = draw_colours(crops[0], generator, self.augmentation)
-        return [replace(view, crop=crop) for crop in crops]
+        views = [replace(view, crop=crop) for crop in crops]
+        if self.augmentation.rotation_each:
+            most = self.augmentation.rotation
+            views[1:] = [replace(view, degrees=float(generator.uniform(-most, most))) for view in views[1:]]
+        return views
 
 
 def _shown(frames: np.ndarray, views: list[View], size: int) -> torch.Tensor:
@@ -249,9 +253,11 @@ def get_kinetics_dataset(
     repeated_sampling: int = 1,
     augment: bool | Augmentation = True,
     rotation: float = 0.0,
+    rotation_each: bool = False,
     seed: int = 0,
     visits: int = 1,
     futures: int = 1,
+    second: str = "none",
     clip_frames: int | None = None,
     stride: float = 4,
     unit: Literal["frames", "seconds"] = "frames",
@@ -268,7 +274,9 @@ def get_kinetics_dataset(
     which it is, is printed. image_size: side of the square frames in pixels. min_gap, max_gap: the pair's distance,
     both included, in frames of 30 fps whatever the video's own rate, or in seconds, by `unit`. repeated_sampling: fresh
     samples from each visit to a video. augment: one random crop and flip, or what an `Augmentation` says, for all
-    frames of a sample; else the central square. rotation: turns the frames as well, by up to so many degrees. visits:
+    frames of a sample; else the central square. rotation: turns the frames as well, by up to so many degrees, all alike
+    or (rotation_each) each by its own angle. second: a second frame to predict from, `past` or `later`; samples are
+    then the past, that frame, and the one to predict (`WithSecond`). visits:
     how often an epoch visits each video. futures: K frames after the past, each at a gap of its own: samples of 1 + K
     frames. clip_frames: in place of pairs, clips of so many frames, `stride` apart (in `unit` as well). fps: the rate
     of pictures that have no times beside them. template: which pictures of folders that hold several kinds, such as
@@ -280,13 +288,15 @@ def get_kinetics_dataset(
         raise InputError(f"pairing {schedule or pairing!r} makes pairs; clips of {clip_frames} frames have none")
     temporal: TemporalSampler
     if clip_frames is None:
-        temporal = RandomTemporalSubsample(
-            min_gap, max_gap, repeated_sampling=repeated_sampling, futures=futures, unit=unit
+        pairs = RandomTemporalSubsample(
+            min_gap, max_gap, repeated_sampling=repeated_sampling, futures=futures + (second != "none"), unit=unit
         )
+        temporal = pairs if second == "none" else WithSecond(pairs, second)
     else:
         temporal = RandomClip(clip_frames, stride, repeated_sampling=repeated_sampling, unit=unit)
     if augment and rotation:
-        augment = replace(Augmentation() if augment is True else augment, rotation=rotation)
+        turned = dict(rotation=rotation, rotation_each=rotation_each)
+        augment = replace(Augmentation() if augment is True else augment, **turned)
     source = open_source(dataset_dir, fps=fps, template=template or None)
     if photos is not None:
         source = WithPictures(source, PictureFiles(photos))

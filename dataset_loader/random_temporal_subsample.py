@@ -8,6 +8,7 @@ Legend: N frames of a video, R samples drawn from it, F frames of a sample, K fu
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -158,6 +159,55 @@ def random_temporal_subsample(
     `RandomTemporalSubsample` in one call, for frames that are 1/30 s apart.
     """
     return RandomTemporalSubsample(min_gap, max_gap, temporal_dim, repeated_sampling)(video)
+
+
+class ChosenGaps:
+    """Draws a past and one future at each of some gaps, in seconds and ascending: what figures show."""
+
+    def __init__(self, gaps: Sequence[float], *, repeated_sampling: int = 1) -> None:
+        _check(repeated_sampling=repeated_sampling, gaps=len(gaps))
+        if not all(0 < gap < math.inf for gap in gaps) or list(gaps) != sorted(set(gaps)):
+            raise InputError(
+                f"gaps are {', '.join(f'{gap:g}' for gap in gaps)} seconds; expected ascending ones above 0"
+            )
+        self.gaps, self.futures, self.frames = tuple(gaps), len(gaps), 1 + len(gaps)
+        self.repeated_sampling = repeated_sampling
+
+    def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """int64 [R, 1 + K]; the past is uniform over where the longest gap fits. Raises InputError if it does not."""
+        clock = _Clock(times)
+        partners = np.stack([np.arange(len(times)), *(clock.nearest(gap, at_least=1) for gap in self.gaps)], axis=1)
+        allowed = clock.has_after(self.gaps[-1])
+        if not allowed.any():
+            raise InputError(f"shows no two frames {self.gaps[-1]:g} s apart ({clock}): choose shorter gaps")
+        return np.stack([partners[clock.pick(allowed, generator)] for _ in range(self.repeated_sampling)])
+
+
+class WithSecond:
+    """Draws three frames, the last of which is to be predicted from the others: two pasts of it (`past`), or a past and
+    a frame that is later than it (`later`; T-CoRe's sandwich, Liu et al. 2025).
+
+    pairs: with two futures, each at a gap of its own from the first frame.
+    """
+
+    def __init__(self, pairs: RandomTemporalSubsample, second: str) -> None:
+        if second not in SECONDS or pairs.futures != 2:
+            raise InputError(
+                f"second is {second!r}, with {pairs.futures - 1} futures; expected {' or '.join(SECONDS)}, 1"
+            )
+        self.pairs, self.order = pairs, SECONDS[second]
+        self.repeated_sampling, self.frames, self.futures = pairs.repeated_sampling, 3, 1
+
+    def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """int64 [R, 3]. Raises InputError for a clip in which the three are never different frames."""
+        for _ in range(TRIES):
+            drawn = np.sort(self.pairs.draw(times, generator), axis=1)
+            if (np.diff(drawn, axis=1) > 0).all():
+                return drawn[:, self.order]
+        raise InputError(f"shows no three frames at the gaps that were asked for ({len(times)} frames)")
+
+
+SECONDS = {"past": [0, 1, 2], "later": [0, 2, 1]}  # where the earliest, the middle and the latest frame stand
 
 
 class RandomClip:

@@ -70,6 +70,7 @@ class Augmentation:
 
     scale, ratio: the crop's share of the area and its width / height. flip: the probability of mirroring. rotation: up
     to so many degrees either way, around the centre, before the crop; corners that the frame does not reach are black.
+    rotation_each: each frame of a sample by an angle of its own.
     brightness, contrast, saturation: factors from 1 - x to 1 + x; hue: a shift of up to so much of the colour circle
     either way.
     """
@@ -78,6 +79,7 @@ class Augmentation:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     rotation: float = 0.0
+    rotation_each: bool = False
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0

@@ -48,7 +48,8 @@ class SiamMAE(PairModel):
     mae: whose encoder is copied, and with `pretrained_decoder` (default: if it was loaded with one) its decoder too;
     else a new decoder of `decoder_size` (width, depth, heads). encoder_kind `siamese` reads each frame by itself with
     the same weights; `joint` reads both frames' tokens together. norm_pix_loss is mae's unless given. mask_strategy:
-    which patches are hidden in training, one of `ml.extensions.hiding.STRATEGIES`.
+    which patches are hidden in training, one of `ml.extensions.hiding.STRATEGIES`. pasts: 2 for a second frame that the
+    decoder reads as it reads f1, not told which is which.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class SiamMAE(PairModel):
         norm_pix_loss: bool | None = None,
         loss: str = "mse",
         mask_strategy: str = "random",
+        pasts: int = 1,
         checkpointing: bool = False,
         decoder_float32: bool = False,
     ):
@@ -72,7 +74,9 @@ class SiamMAE(PairModel):
         )
         if encoder_kind not in ENCODERS:
             raise InputError(f"encoder kind {encoder_kind!r} is unknown; there are {', '.join(ENCODERS)}")
-        self.encoder_kind, self.decoder_kind = encoder_kind, decoder_kind
+        if pasts not in (1, 2) or (pasts == 2 and encoder_kind == "joint"):
+            raise InputError(f"pasts is {pasts} with a {encoder_kind} encoder; expected 1, or 2 with the siamese one")
+        self.encoder_kind, self.decoder_kind, self.pasts = encoder_kind, decoder_kind, pasts
         self.patch_size, self.grid = mae.patch_size, mae.grid
         self.encoder = MAEEncoder(**mae.encoder_config)
         own = self.encoder.state_dict()
@@ -108,21 +112,23 @@ class SiamMAE(PairModel):
             decoder_size=list(self.decoder.size),
             norm_pix_loss=self.norm_pix_loss,
             loss=self.loss,
+            **({"pasts": self.pasts} if self.pasts > 1 else {}),
             **({"mask_strategy": self.hiding.name} if self.hiding else {}),
         )
 
     def predict(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels [B, 1 + F, 3, H, W] → prediction and mask as `forward` gives them. All may be visible."""
-        futures = frames.shape[1] - 1
+        futures = frames.shape[1] - self.pasts
         if futures > 1 and self.encoder_kind == "joint":
             raise InputError(
                 f"a joint encoder reads f1 anew with each future, so {futures} futures cannot share it; use futures=1, "
                 "or the siamese encoder"
             )
-        past, future = frames[:, 0], frames[:, 1:].flatten(0, 1)
+        past, future = (part.flatten(0, 1) for part in frames.split([self.pasts, futures], dim=1))
         h, w = grid_size(frames.shape[-2], frames.shape[-1], self.patch_size)
         ids_keep, mask, ids_restore = random_masking(noise_for(future, h * w, noise, None), self.mask_ratio)
         past_tokens, future_tokens = self.encode_pair(past, future, ids_keep)
+        past_tokens = past_tokens.unflatten(0, (-1, self.pasts)).flatten(1, 2)  # all that f2's places look into
         return self.decode(past_tokens, future_tokens, ids_restore, (h, w)), mask
 
     def encode_pair(self, past: Tensor, future: Tensor, ids_keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +178,7 @@ def _siamese(
 
 def _images(*, weights: str | None, arch: str, **keywords: Any) -> ImageMAE:
     """A MAE of images by name, with its weights if they are given."""
-    pairs = {"encoder_kind": "siamese", "decoder_kind": "cross-self", "mask_strategy": "random"}
+    pairs = {"encoder_kind": "siamese", "decoder_kind": "cross-self", "mask_strategy": "random", "pasts": 1}
     if any(keywords.pop(name, own) != own for name, own in pairs.items()) or "mask_kind" in keywords:
         raise InputError(f"this is a model of images: leave {', '.join(pairs)} and mask_kind alone")
     names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "img_size")

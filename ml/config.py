@@ -86,7 +86,9 @@ class DataSection(Section):
     max_gap: int = 48
     """largest gap, itself included"""
     rotation: float = 0.0
-    """both frames turned by up to so many degrees either way"""
+    """both frames turned by up to so many degrees either way, alike"""
+    rotation_each: bool = False
+    """each frame by an angle of its own"""
     pairing: str = "video"
     """what makes a pair: video, jittered, video_shifted, shifted, shifted_patches, crops, crops_reversed, or
     mixed:NAME=SHARE,…"""
@@ -96,6 +98,8 @@ class DataSection(Section):
     """pairs from each opened video"""
     futures: int = 1
     """futures of each past, which is encoded once for all of them"""
+    second: Literal["none", "past", "later"] = "none"
+    """a second frame that the decoder reads: another past, or one later than f2 (so that f2 lies between them)"""
     visits: int = 1
     """how often an epoch visits each video: more than 1 for a handful of videos"""
     fps: float = 30
@@ -107,8 +111,15 @@ class DataSection(Section):
         super().check()
         if self.schedule:
             Schedule.parse(self.schedule)
+        if self.second != "none" and self.futures > 1:
+            raise InputError(f"second is {self.second}, with futures {self.futures}: two frames have one f2, futures 1")
         if self.max_gap < self.min_gap:
             raise InputError(f"max_gap {self.max_gap} is smaller than min_gap {self.min_gap}")
+
+    @property
+    def frames(self) -> int:
+        """Frames of a sample."""
+        return self.clip_frames or 1 + (self.second != "none") + self.futures
 
     @property
     def pairs_per_visit(self) -> int:
@@ -234,6 +245,7 @@ class RunConfig:
         kinds = ("mask_kind",) if self.of_clips else ("encoder_kind", "decoder_kind", "mask_strategy")
         values = {name: getattr(self.model, name) for name in ("mask_ratio", *kinds, "loss", *_COMPUTING)}
         sizes = {name: size for name in _DECODER if (size := getattr(self.model, name))}
+        sizes |= {"pasts": 2} if self.data.second != "none" else {}
         normalised = {"yes": {"norm_pix_loss": True}, "no": {"norm_pix_loss": False}}.get(self.model.norm_pix_loss, {})
         return {**values, **sizes, **normalised}
 
@@ -266,7 +278,17 @@ def field_types() -> dict[str, Any]:
     return {name: kind for part in sections for name, kind in get_type_hints(part).items() if name != "LEAST"}
 
 
-_OF_PAIRS = ("encoder_kind", "decoder_kind", "mask_strategy", "min_gap", "max_gap", "futures", "pairing", "schedule")
+_OF_PAIRS = (
+    "encoder_kind",
+    "decoder_kind",
+    "mask_strategy",
+    "min_gap",
+    "max_gap",
+    "futures",
+    "second",
+    "pairing",
+    "schedule",
+)
 _OF_CLIPS = ("mask_kind", "stride")
 _COMPUTING = ("checkpointing", "decoder_float32")
 _DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")

@@ -152,9 +152,11 @@ class CrossDecoder(nn.Module):
         return decoder
 
     def forward(self, past: Tensor, future: Tensor, ids_restore: Tensor, grid: tuple[int, int]) -> Tensor:
-        """f1's tokens [B, M, D], the futures' visible ones [B·F, 1 + K, D], ids_restore [B·F, N] → [B·F, N, P]."""
+        """Tokens of f1 [B, M, D] (or of two pasts, one after the other), and the futures' visible ones [B·F, 1 + K, D];
+        ids_restore [B·F, N] → [B·F, N, P]."""
         positions = positions_for(self.pos_embed, self.grid, grid)
-        memory = self.memory_norm(self.embed(past) + positions)
+        memory = self.embed(past)
+        memory = self.memory_norm(memory + positions.repeat(1, memory.shape[1] // positions.shape[1], 1))
         x = restore_tokens(self.embed(future), self.mask_token, ids_restore) + positions
         checkpointing = self.checkpointing and self.training
         if self.joint:

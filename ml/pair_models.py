@@ -31,27 +31,28 @@ class PairModel(PretrainingModel):
         "target": "normalised prediction, shown with mean and spread of the HIDDEN patch: part of the answer",
     }
     encoder: MAEEncoder
+    pasts = 1  # frames that are seen whole
     hiding: Hiding | None  # which patches training hides, unless it is random ones
 
     @property
     def sample_shape(self) -> tuple[int, int, int, int]:
-        return 2, 3, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
+        return self.pasts + 1, 3, self.grid[0] * self.patch_size, self.grid[1] * self.patch_size
 
     def forward(
         self, video: Tensor, *, noise: Tensor | None = None, seeds: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs [B, 2, 3, H, W] (uint8, or floats in [0, 1]) → loss (scalar), prediction [B, N, P], mask [B, N].
 
+        With a second frame to look into (`pasts` 2) it stands before f2: [B, 3, 3, H, W].
         A past may have F futures, [B, 1 + F, 3, H, W] (`dataset_loader`'s `futures`): it is read once, and prediction
         and mask are [B·F, …], number b·F + f the f-th future of past b. mask is 1 where a patch was hidden; it follows
         from `noise` [B·F, N], or from the samples' `seeds` [B], of which the first future's mask does not depend on F,
         or else from torch's global generator. The loss is the error on hidden patches only (arXiv 2305.14344, §3).
         """
         video, seeds = folded(video, seeds)
-        if video.ndim != 5 or video.shape[1] < 2 or video.shape[2] != 3:
-            raise InputError(
-                f"video has shape {list(video.shape)}; expected [B, 2, 3, H, W]: f1 and f2 in RGB, or more futures"
-            )
+        if video.ndim != 5 or video.shape[1] <= self.pasts or video.shape[2] != 3:
+            asked = f"[B, {self.pasts + 1}, 3, H, W]: {'f1 and f2' if self.pasts == 1 else 'two frames and f2'} in RGB"
+            raise InputError(f"video has shape {list(video.shape)}; expected {asked}, or more futures")
         noise = self.draw_noise(video, seeds) if noise is None else noise
         frames = self.normalize(video)
         teaching = self.hiding if self.training and self.hiding and self.hiding.strategy.lesson else None
@@ -74,7 +75,7 @@ class PairModel(PretrainingModel):
     def draw_noise(self, video: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Each future has its own stretch of the one stream that a sample's seed gives; in training a `Hiding` has its
         say."""
-        futures, (h, w) = video.shape[-4] - 1, grid_size(video.shape[-2], video.shape[-1], self.patch_size)
+        futures, (h, w) = video.shape[-4] - self.pasts, grid_size(video.shape[-2], video.shape[-1], self.patch_size)
         if seeds is None:
             noise = torch.rand(self.pairs_in(video), h * w, device=video.device)
         else:
@@ -87,33 +88,35 @@ class PairModel(PretrainingModel):
 
     def predicted_frames(self, frames: int) -> list[int]:
         """All but the past."""
-        return list(range(1, frames))
+        return list(range(self.pasts, frames))
 
     def patches(self, pixels: Tensor) -> Tensor:
-        return self.patchify(pixels[:, 1:].flatten(0, 1))
+        return self.patchify(pixels[:, self.pasts :].flatten(0, 1))
 
     def guessed_statistics(self, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Of each place those of f1's patch there."""
         mean, spread = patch_statistics(self.patchify(pixels[:, 0]))
-        futures = pixels.shape[1] - 1
+        futures = pixels.shape[1] - self.pasts
         return mean.repeat_interleave(futures, dim=0), spread.repeat_interleave(futures, dim=0)
 
     def compare(self, video: Tensor, batch: Mapping[str, Any]) -> Comparison:
         """What is copied is f1's patch at the same place, normalised by its own statistics if the model's targets are;
         `wrong f1` is the model, given the f1 of another video; `mean` is the hidden patch's own mean. Parts: `short`
         gaps, up to 26/30 s, and `long` ones."""
-        pixels, seeds = self.normalize(video[:, :2]), batch["seed"]
-        target, copy = self.target(pixels), self.target(pixels[:, [0, 0]])
-        _, prediction, mask = self(video[:, :2], seeds=seeds)
-        _, fooled, _ = self(torch.stack([video[strangers(batch["path"]), 0], video[:, 1]], dim=1), seeds=seeds)
+        P, seeds = self.pasts, batch["seed"]
+        video = video[:, : P + 1]
+        pixels = self.normalize(video)
+        target, copy = self.target(pixels), self.target(pixels[:, [0] * (P + 1)])
+        _, prediction, mask = self(video, seeds=seeds)
+        _, fooled, _ = self(torch.cat([video[strangers(batch["path"]), :P], video[:, P:]], dim=1), seeds=seeds)
         mean = target.mean(-1, keepdim=True).expand_as(target)
         guesses = {"model": prediction, "copy": copy, "mean": mean, "wrong f1": fooled}
-        short = (batch["time"][:, 1] - batch["time"][:, 0] <= 26 / 30).to(mask.device)[:, None]
+        short = (batch["time"][:, P] - batch["time"][:, 0] <= 26 / 30).to(mask.device)[:, None]
         return Comparison(target, guesses, {"all": mask, "short": mask * short, "long": mask * ~short})
 
     def pairs_in(self, video: Tensor) -> int:
         """Each future is a pair."""
-        return video.shape[:-4].numel() * (video.shape[-4] - 1)
+        return video.shape[:-4].numel() * (video.shape[-4] - self.pasts)
 
     def patchify(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] → [B, N, P]."""

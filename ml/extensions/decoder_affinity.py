@@ -21,6 +21,8 @@ class DecoderAffinity:
     def __init__(self, model: SiamMAE, name: str) -> None:
         if not isinstance(model, SiamMAE):
             raise InputError(f"{name} is a model of clips; decoder: takes the cross-attention of a model of pairs")
+        if model.pasts > 1:
+            raise InputError(f"{name} looks into two frames at once; decoder: takes a model that looks into one")
         if model.decoder.joint or model.encoder_kind == "joint":
             raise InputError(
                 f"{name} has a {model.encoder_kind} encoder and a {model.decoder_kind} decoder; decoder: takes "
