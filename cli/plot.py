@@ -37,8 +37,8 @@ def main(
         mask_ratio: one or more shares to hide, side by side; default: as in training
         mask_kind: of clips: another kind of mask than in training
         gaps: of pairs: several futures of one past, so many seconds later, such as 0.13,0.5,1,1.6
-        rollout: of pairs: so many steps of the one gap (default 0.25), each from the prediction before; prints the error
-            of each beside that of copying
+        rollout: of pairs: so many steps of the one gap (default 0.25), each from the prediction before; prints its
+            errors beside those of copying
         count: pairs or clips from the videos, spread over them
         root: folder that holds checkpoints/
         device: cuda, mps, cpu; default: the best there is

@@ -295,8 +295,8 @@ def get_kinetics_dataset(
     else:
         temporal = RandomClip(clip_frames, stride, repeated_sampling=repeated_sampling, unit=unit)
     if augment and rotation:
-        turned = dict(rotation=rotation, rotation_each=rotation_each)
-        augment = replace(Augmentation() if augment is True else augment, **turned)
+        plain = Augmentation() if augment is True else augment
+        augment = replace(plain, rotation=rotation, rotation_each=rotation_each)
     source = open_source(dataset_dir, fps=fps, template=template or None)
     if photos is not None:
         source = WithPictures(source, PictureFiles(photos))

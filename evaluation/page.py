@@ -1,7 +1,7 @@
 """A page over all videos of a run, worst first: it needs nothing but the pictures beside it and opens from the disk."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -19,12 +19,18 @@ i { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; bord
 
 
 def write_page(
-    folder: Path, about: Sequence[str], entries: Sequence[tuple[str, float, int]], *, measure: str, joints: bool = False
+    folder: Path,
+    about: Sequence[str],
+    entries: Sequence[tuple[str, float, int]],
+    *,
+    measure: str,
+    joints: bool = False,
+    notes: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write `<folder>/index.html` over entries (video, its score, its frames), with `pictures/<video>.png` and `.mp4`.
 
     about: paragraphs that stand above: what was measured how. measure: what the score is. Videos without one (NaN)
-    come last.
+    come last. notes: what must be said beside the score of a video, by its name.
     """
     ordered = sorted(entries, key=lambda entry: (math.isnan(entry[1]), entry[1], entry[0]))
     scored = any(not math.isnan(value) for _, value, _ in entries)
@@ -33,7 +39,9 @@ def write_page(
     legend = "".join(f'<i style="background: rgb{colour}"></i>{name}' for colour, name in colours)
     if joints:
         legend = " (rings: true joints, with a line to where they were found)"
-    body = "\n".join(_section(folder, name, value, frames, measure) for name, value, frames in ordered)
+    body = "\n".join(
+        _section(folder, name, value, frames, measure, (notes or {}).get(name, ())) for name, value, frames in ordered
+    )
     several = f"{len(entries)} videos" + f", the worst {measure} first" * scored
     title = several if len(entries) > 1 else entries[0][0]
     html = (
@@ -45,11 +53,12 @@ def write_page(
     write_text(folder / "index.html", html)
 
 
-def _section(folder: Path, name: str, value: float, frames: int, measure: str) -> str:
+def _section(folder: Path, name: str, value: float, frames: int, measure: str, notes: Sequence[str]) -> str:
     """A video's heading, strip and, where there is one, video."""
     source = escape(quote(f"pictures/{name}"))
     score = "" if math.isnan(value) else f"<b>{escape(measure)} {100 * value:.1f}</b>"
-    shown = f'<h2>{score}{escape(name)}, {frames} frames</h2>\n<img src="{source}.png" alt="{escape(name)}">'
+    said = "".join(f"<p>{escape(note)}</p>\n" for note in notes)
+    shown = f'<h2>{score}{escape(name)}, {frames} frames</h2>\n{said}<img src="{source}.png" alt="{escape(name)}">'
     if (folder / "pictures" / f"{name}.mp4").is_file():
         shown += f'\n<video src="{source}.mp4" controls preload="metadata"></video>'
     return shown

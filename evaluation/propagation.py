@@ -170,10 +170,10 @@ def _candidates(
     frames, h, w, _ = context.features.shape
     reach, device, queries = _reach(protocol), target.device, target[tile].flatten(0, 1)
 
-    def similarities(*keys: slice) -> Tensor:  # [F, T, S] of these frames, rows and columns
+    def similarities(frames: slice, rows: slice, columns: slice) -> Tensor:  # [F, T, S]
         if whole is None:
-            return _similarities(queries, context.features[keys])
-        return whole[keys[0]][:, *tile][..., *keys[1:]].flatten(3, 4).flatten(1, 2)
+            return _similarities(queries, context.features[frames, rows, columns])
+        return whole[frames, tile[0], tile[1], rows, columns].flatten(3, 4).flatten(1, 2)
 
     rows, columns = (slice(max(0, t.start - reach), min(n, t.stop + reach)) for t, n in zip(tile, (h, w), strict=True))
     place = torch.arange(frames * h * w, device=device).view(frames, h, w)

@@ -97,6 +97,7 @@ class Store:
                 entries,
                 measure=self.benchmark.measure,
                 joints=self.benchmark.points,
+                notes={r["video"]: r["scores"].get("notes", ()) for r in records},
             )
 
     def _files(self, video: Video) -> list[Path]:

@@ -21,17 +21,17 @@ THRESHOLDS = np.arange(10) * 0.05 + 0.5
 
 @dataclass(frozen=True)
 class UVO(LateObjects):
-    """UVO dense, J and F of each object after its first frame, and AR@100 of what is propagated:
+    """UVO dense, J and F of each object after its first frame, and AP and AR@100 of what is propagated:
     VideoDenseSet/UVO_video_<split>_dense.json and uvo_videos_dense_frames/<video>/.
 
-    An object's mask is given in its first frame, so AR@100 (video IoU, classes ignored) is no score of detection. Where
-    objects overlap, the smaller one lies on top.
+    An object's mask is given in its first frame, so AP and AR@100 (video IoU, classes ignored, all tracks equally sure)
+    are no scores of detection. Where objects overlap, the smaller one lies on top.
     """
 
     split: str = "val"
     """which JSON file"""
 
-    columns = ("objects", "J", "F", "AR@100")
+    columns = ("objects", "J", "F", "AP", "AR@100")
 
     def videos(self, names: Sequence[str] = ()) -> Iterator[Video]:
         file = self.data / "VideoDenseSet" / f"UVO_video_{self.split}_dense.json"
@@ -82,17 +82,33 @@ class UVO(LateObjects):
         return super().score(video, results) | recalled(pairs)
 
     def row(self, scores: Mapping[str, Scores]) -> dict[str, float]:
-        matched = np.sum([each["matched"] for each in scores.values()], axis=0)
+        tracks = sum(each["tracks"] for each in scores.values())
+        hits = [np.concatenate([each["hits"][t] for each in scores.values()]) for t in range(len(THRESHOLDS))]
+        precisions = [average_precision(each, tracks) for each in hits]
         return super().row(scores) | {
-            "AR@100": float(np.mean(matched / sum(each["tracks"] for each in scores.values())))
+            "AP": float(np.mean(precisions)),
+            "AP50": precisions[0],
+            "AP75": precisions[5],
+            "AR@100": float(np.mean([each.sum() / tracks for each in hits])),
         }
 
     def cells(self, scores: Scores) -> tuple[str, ...]:
-        return *super().cells(scores), percent(self.row({"": scores})["AR@100"])
+        row = self.row({"": scores})
+        return *super().cells(scores), *(percent(row[name]) for name in ("AP", "AR@100"))
+
+
+def average_precision(hits: NDArray[np.integer], tracks: int) -> float:
+    """Whether each track that was found, the surest first, is one of so many true ones → the mean precision at 101
+    recalls, as COCO's and YouTube-VIS's tool has it: at each the best of those that reach it."""
+    true = np.cumsum(hits)
+    precision = np.maximum.accumulate((true / np.arange(1, len(hits) + 1))[::-1])[::-1]
+    places = np.searchsorted(true / tracks, np.linspace(0, 1, 101), side="left")
+    return float(np.append(precision, 0.0)[places].mean())
 
 
 def recalled(pairs: Sequence[tuple[Mask, Mask]], most: int = 100) -> Scores:
-    """Label maps of true and found frames → how many tracks are found at each of the ten thresholds of video IoU.
+    """Label maps of true and found frames → the number of `tracks`, and which found ones are `hits` at each of the
+    ten thresholds of video IoU.
 
     The official matching, with every detection equally sure: in order, each takes the free track of largest IoU that
     reaches the threshold, of equals the later one.
@@ -103,18 +119,19 @@ def recalled(pairs: Sequence[tuple[Mask, Mask]], most: int = 100) -> Scores:
     true, seen = (np.flatnonzero(counts.sum(axis=axis)[1:]) + 1 for axis in (1, 0))
     union = counts.sum(axis=1)[true][:, None] + counts.sum(axis=0)[seen] - counts[np.ix_(true, seen)]
     iou: NDArray[np.float64] = counts[np.ix_(true, seen)] / union  # [tracks, found]
-    matched = []
+    hits = []
     for threshold in THRESHOLDS:
-        free = np.ones(len(true), dtype=bool)
+        free, taken = np.ones(len(true), dtype=bool), []
         for column in iou.T[:most]:
             best, chosen = min(threshold, 1 - 1e-10), -1
             for track in np.flatnonzero(free):
                 if column[track] >= best:
                     best, chosen = float(column[track]), int(track)
+            taken.append(int(chosen >= 0))
             if chosen >= 0:
                 free[chosen] = False
-        matched.append(int(np.count_nonzero(~free)))
-    return {"matched": matched, "tracks": len(true)}
+        hits.append(taken)
+    return {"hits": hits, "tracks": len(true)}
 
 
 def decode_rle(coded: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -22,6 +22,7 @@ WINDOWS = (8, 16)
 class VSPW(Classes):
     """VSPW, mean IoU of 124 classes and their consistency VC8, VC16: data/<video>/{origin,mask}/, <split>.txt.
 
+    mIoU is of one confusion matrix over all videos, video mIoU the mean of each video's own.
     VC as the official code has it: of the pixels whose truth stays the same for n frames, the share in which the
     prediction stays the same, right or wrong, void included, without the last window. VC strict: and is right.
     """
@@ -56,6 +57,9 @@ class VSPW(Classes):
     def row(self, scores: Mapping[str, Scores]) -> dict[str, float]:
         counts = np.array([each["counts"] for each in scores.values()], dtype=np.int64).sum(axis=0)
         row = mean_accuracies(counts)
+        row["video mIoU"] = float(
+            np.mean([mean_accuracies(np.array(each["counts"]))["mIoU"] for each in scores.values()])
+        )
         for n in map(str, WINDOWS):
             values = [window for each in scores.values() for window in each["windows"][n]]
             for index, name in enumerate((f"VC{n}", f"VC{n} strict")):

@@ -20,9 +20,10 @@ class PatchHead(nn.Module):
 
     def __init__(self, width: int, outputs: int = 1) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        last = nn.Linear(width, outputs)
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.layers(features.float()).clamp(-LARGEST, LARGEST)

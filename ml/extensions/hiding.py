@@ -9,7 +9,7 @@ Legend: B pairs (each future of a past is one), N patches.
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -123,8 +123,9 @@ class Hiding(nn.Module):
         if not self.strategy.lesson:
             past = normalize_patches(model.patches(frames[:, :1].expand_as(frames)))
             return squared_error(past, normalize_patches(model.patches(frames)))
-        with decoder_features(self.teacher["model"]) as features:
-            self.teacher["model"].predict(frames, torch.zeros(model.patches(frames).shape[:2], device=frames.device))
+        teacher: Any = self.teacher["model"]
+        with decoder_features(teacher) as features:
+            teacher.predict(frames, torch.zeros(model.patches(frames).shape[:2], device=frames.device))
         return self.teacher["head"](features[0])[..., 0]
 
     def lesson(self, features: Tensor, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

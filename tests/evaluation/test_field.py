@@ -200,7 +200,10 @@ def test_vspw_from_end_to_end(tmp_path):
     assert still.row["mIoU"] < result.row["mIoU"] < 1 and still.row["VC8"] == 1 > still.row["VC8 strict"]
     assert score_results(benchmark, tmp_path / "e", report=quiet).row == result.row
     truth = [video.label(t) for t in range(20)]
-    assert benchmark.row({"": benchmark.score(video, truth)})["mIoU"] == 1
+    perfect, copied = (benchmark.score(video, labels) for labels in (truth, [video.first] * 20))
+    alone = [benchmark.row({"": each})["mIoU"] for each in (perfect, copied)]
+    both = benchmark.row({"a": perfect, "b": copied})
+    assert alone[0] == 1 and both["video mIoU"] == close(np.mean(alone)) != close(both["mIoU"])
 
 
 # ------------------------------------------------------------------------------------------------ late objects
@@ -312,6 +315,19 @@ def test_run_lengths_come_back(text):
         uvo.decode_rle(encode_rle(mask, text), (37, 54))
 
 
+def test_average_precision_by_loops():
+    """At each of 101 recalls the best precision of any that reach it; 0 where none does."""
+    for seed in range(20):
+        hits, tracks = (Random(seed).rand(9) < 0.5).astype(int), 7
+        total = 0.0
+        for recall in np.linspace(0, 1, 101):
+            reached = [sum(hits[:k]) / k for k in range(1, 10) if sum(hits[:k]) / tracks >= recall]
+            total += max(reached, default=0.0) / 101
+        assert uvo.average_precision(hits, tracks) == close(total)
+    assert uvo.average_precision(np.array([], dtype=int), 3) == 0
+    assert uvo.average_precision(np.array([0, 1]), 1) == close(0.5)
+
+
 def test_uvo_from_end_to_end(tmp_path):
     scene, masks = late_world()
     root = tmp_path / "u"
@@ -340,7 +356,9 @@ def test_uvo_from_end_to_end(tmp_path):
     assert min(ious) > 0.34  # so that each track can only be found by its own object
     expected = np.mean([np.mean([iou >= threshold for iou in ious]) for threshold in np.arange(0.5, 0.99, 0.05)])
     assert result.row["AR@100"] == close(expected)
-    assert benchmark.row({"": benchmark.score(video, list(masks))})["AR@100"] == 1
+    perfect = benchmark.row({"": benchmark.score(video, list(masks))})
+    assert perfect["AR@100"] == perfect["AP"] == perfect["AP75"] == 1
+    assert 0 < result.row["AP"] <= result.row["AP50"] <= 1
     with pytest.raises(InputError, match="UVO_video_train_dense.json"):
         next(UVO(root, "train").videos())
 

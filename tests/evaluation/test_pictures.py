@@ -175,10 +175,12 @@ def test_the_page_leads_with_the_worst_and_links_what_lies_beside_it(page):
 
 
 def test_odd_names_are_escaped(tmp_path):
-    write_page(tmp_path, ["a < b"], [("x/<b>é 100%", 0.5, 3), ("plain", float("nan"), 2)], measure="J&F")
+    entries = [("x/<b>é 100%", 0.5, 3), ("plain", float("nan"), 2)]
+    write_page(tmp_path, ["a < b"], entries, measure="J&F", notes={"plain": ["a mask < its picture"]})
     html = (tmp_path / "index.html").read_text()
     assert 'src="pictures/x/%3Cb%3E%C3%A9%20100%25.png"' in html and "x/&lt;b&gt;é 100%" in html and "<b>é" not in html
     assert html.index("x/&lt;b") < html.index("plain, 2 frames")  # without a score: last
+    assert html.index("plain, 2 frames") < html.index("<p>a mask &lt; its picture</p>")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed")
