@@ -84,7 +84,7 @@ def main(
         )
     of_training = held_out if train_data is None else get_kinetics_dataset(train_data, image_size=size, seed=seed)
     of_training.visits = max(1, -(-batch_size // len(of_training.paths))) if train_data else visits
-    members = []
+    members: list[Member] = []
     for model, path in zip(models, paths, strict=True):
         model.mask_ratio = model.mask_ratio if mask_ratio is None else mask_ratio
         own = None

@@ -1,4 +1,5 @@
-"""CONTRIBUTING says how to add a masking, a decoder, a loss, a data set, a benchmark: each is done here in a copy."""
+"""CONTRIBUTING says how to add a masking, a mask strategy, a decoder, a loss, a data set, a benchmark: each is done in
+a copy here."""
 
 import shutil
 import subprocess
@@ -12,6 +13,11 @@ NEW = ""  # a file that is not there yet
 MASKING = """def first_half(noise, mask_ratio, steps):
     places = torch.arange(noise.shape[1]).expand(len(noise), -1)
     return _keep_smallest(places, noise.shape[1] // 2)
+
+
+"""
+STRATEGY = """def first_ones(noise, step, scores):
+    return -torch.arange(noise.shape[1]).expand(len(noise), -1)
 
 
 """
@@ -80,6 +86,11 @@ ADDITIONS = {
         ("mae/masking.py", '    "tube": ', '    "half": first_half,\n'),
         ("ml/config.py", '"agnostic", "tube"', '"half", '),
     ],
+    "mask strategy": [
+        ("ml/extensions/hiding.py", "Lesson = ", STRATEGY),
+        ("ml/extensions/hiding.py", '    "hard": ', '    "first": Strategy(first_ones),\n'),
+        ("ml/config.py", '"random", "hard"', '"first", '),
+    ],
     "decoder": [
         ("ml/decoders.py", "class DecoderBlocks", DECODER),
         ("ml/decoders.py", '    "cross": ', '    "linear": DecoderBlocks(LinearBlock),\n'),
@@ -113,10 +124,12 @@ from ml.presets import preset
 from ml.SiamMAE import build_model
 
 pair = get_kinetics_dataset("noise:3", image_size=64)[0]["video"].reshape(1, 2, 3, 64, 64)
-micro = preset("micro").config.replace(decoder_kind="linear", loss="huber")
+micro = preset("micro").config.replace(decoder_kind="linear", loss="huber", mask_strategy="first")
 model = build_model(micro.model.model, **micro.model_arguments)
-loss, _, _ = model(pair)
+model.before_step(9, 10)
+loss, _, mask = model(pair)
 loss.backward()
+assert mask[0, -1] == 0 and mask[0, 0] == 1
 assert model.decoder.blocks[0].linear.weight.grad.abs().sum() > 0
 clips = preset("mae_st_micro").config.replace(mask_kind="half", mask_ratio=0.5)
 model = build_model(clips.model.model, **clips.model_arguments)
@@ -132,7 +145,7 @@ except SystemExit as end:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    """A copy of the packages with all five additions in it."""
+    """A copy of the packages with all six additions in it."""
     copy = tmp_path_factory.mktemp("house")
     for package in ("common", "mae", "ml", "dataset_loader", "evaluation", "cli"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -29,7 +29,7 @@ class Rollout:
 
     def joined(self) -> Reconstruction:
         """All steps as one past with K futures."""
-        whole = {name: torch.cat([getattr(step, name) for step in self.steps]) for name in _PICTURES}
+        whole: dict[str, Any] = {name: torch.cat([getattr(step, name) for step in self.steps]) for name in _PICTURES}
         numbers, loss = list(range(1, len(self.times))), sum(self.errors["roll-out"]) / len(self.steps)
         return replace(self.steps[0], **whole, times=self.times, numbers=numbers, loss=loss)
 

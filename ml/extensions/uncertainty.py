@@ -62,7 +62,7 @@ def train_heads(
             with torch.enable_grad():
                 guesses = [head(features) for head in (heads.patch, heads.pixel)]
                 optimizer.zero_grad(set_to_none=True)
-                sum(hidden_mean(beta_nll(error, guess, beta), mask) for guess in guesses).backward()
+                torch.stack([hidden_mean(beta_nll(error, guess, beta), mask) for guess in guesses]).sum().backward()
             for group in optimizer.param_groups:
                 group["lr"] = lr * lr_scale(step - 1, max(1, steps // 20), steps)
             optimizer.step()
