@@ -45,6 +45,6 @@ learn: .venv/.installed-demo  ## about an hour: train the micro preset on DATA=f
 
 zoo: .venv/.installed-demo  ## hours: train the models of checkpoints/ anew, from DATA=folder of videos and PHOTOS=folder of pictures
 	@test -n "$(DATA)" -a -n "$(PHOTOS)" || { echo 'zoo: make zoo DATA=path/to/videos PHOTOS=path/to/pictures'; exit 2; }
-	PATH="$(BIN):$$PATH" bash benchmarks/zoo.sh "$(DATA)" "$(PHOTOS)"
+	PATH="$(BIN):$$PATH" bash checkpoints/zoo.sh "$(DATA)" "$(PHOTOS)"
 
 .PHONY: help demo test test-long check check-code format learn zoo

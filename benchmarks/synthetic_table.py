@@ -22,7 +22,7 @@ from evaluation.benchmarks.davis import Davis
 from evaluation.benchmarks.tap_vid import TapVid
 from evaluation.run import evaluate
 
-SOURCES = ("copy", "random", "pixels", "untrained:micro/20043", "micro/20043")
+SOURCES = ("copy", "random", "pixels", "untrained:siammae_micro_64", "siammae_micro_64")
 
 
 def carried(seed: int, scene: SyntheticVideo) -> list[np.ndarray]:

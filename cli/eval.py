@@ -54,7 +54,7 @@ else:
 def main(
     benchmark: Annotated[Chosen, tyro.conf.arg(name="")],
     out: Path,
-    source: str = "micro/20043",
+    source: str = "siammae_micro_64",
     protocol: Literal["paper", "rsp", "dino", "dinov3"] = "paper",
     sequences: tuple[str, ...] = (),
     frames: int | None = None,

@@ -15,7 +15,7 @@ LAPTOP = protocol("dino", size="short240")  # as `siammae track`
 
 def main(
     video: Annotated[Path, tyro.conf.Positional],
-    source: str = "micro/20043",
+    source: str = "siammae_micro",
     out: Path = Path("explore.html"),
     frames: int = 24,
     every: int = 0,

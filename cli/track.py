@@ -22,7 +22,7 @@ def main(
     points: tuple[str, ...] = (),
     threshold: int | None = None,
     out: Path | None = None,
-    source: str = "micro/20043",
+    source: str = "siammae_micro_64",
     batch: int = 1,
     root: Path = Path(),
     device: str | None = None,

@@ -36,7 +36,7 @@ def sources(tmp_path):
 
 
 def test_it_runs_from_top_to_bottom(sources, tmp_path, monkeypatch):
-    monkeypatch.setenv("SIAMMAE_SOURCES", ";".join([*sources, "micro/20043", "pixels"]))
+    monkeypatch.setenv("SIAMMAE_SOURCES", ";".join([*sources, "siammae_micro_64", "pixels"]))
     monkeypatch.setenv("SIAMMAE_ROOT", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     code = (

@@ -71,10 +71,10 @@ def test_what_brings_a_decoder_is_drawn_and_the_rest_is_not(tmp_path, capsys):
 
 def test_the_source_jax(davis, tmp_path, capsys):
     pytest.importorskip("jax", reason="needs the extra jax")
-    assert main(["export", "micro/20043", "--to", "jax", "--out", str(tmp_path / "jax"), "--root", str(ROOT)]) == 0
+    assert main(["export", "siammae_micro_64", "--to", "jax", "--out", str(tmp_path / "jax"), "--root", str(ROOT)]) == 0
     words = ["eval", "davis", "--data", str(davis), "--size", "64x96", "--device", "cpu", "--root", str(ROOT)]
     scores = []
-    for number, source in enumerate((f"jax:{tmp_path / 'jax' / 'encoder.safetensors'}", "micro/20043")):
+    for number, source in enumerate((f"jax:{tmp_path / 'jax' / 'encoder.safetensors'}", "siammae_micro_64")):
         assert main([*words, "--source", source, "--out", str(tmp_path / str(number))]) == 0
         scores.append(json.loads((tmp_path / str(number) / "results.json").read_text())["row"]["J&F-Mean"])
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)

@@ -213,7 +213,7 @@ def test_the_command(tmp_path, capsys):
     (tmp_path / "results").mkdir()
     results = dict(row={"J&F-Mean": 0.514}, in_words="DAVIS 2017 val", source="micro", protocol={"top_k": 5, "n": 7})
     (tmp_path / "results" / "results.json").write_text(json.dumps(results))
-    words = ["export", "micro/20043", "--to", "timm", "--out", str(tmp_path / "out"), "--root", str(ROOT)]
+    words = ["export", "siammae_micro_64", "--to", "timm", "--out", str(tmp_path / "out"), "--root", str(ROOT)]
     assert main([*words, "--results", str(tmp_path / "results")]) == 0
     assert "README.md, config.json, model.safetensors" in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()

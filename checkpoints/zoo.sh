@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# make zoo DATA=… PHOTOS=…: the trainings behind the files of this folder, some hours on a CPU. The same line goes on after
+# an interruption. Give it videos only that are not held out; what it makes lies in runs/zoo.
+set -euo pipefail
+data=$1 photos=$2 out=runs/zoo
+mkdir -p "$out"
+
+prepare() { test -f "$out/$1/prepared.json" || siammae data prepare packed "$data" --out "$out/$1" --fps 15 --quality 95 --short-side "$2"; }
+train() { siammae train --root "$out" --resume once --preset micro --batch-size 8 --visits 4 --repeated-sampling 1 --futures 2 --workers 0 "$@"; }
+pack() { test -f "$out/$2" || siammae zoo pack "$(cd "$out/checkpoints" && ls -d "$1"* | tail -n 1)" --root "$out" --out "$out/$2"; }
+
+prepare packed128 128
+prepare packed own
+
+# 64 pixels, normalised targets, plain video: the features
+siammae learn --data "$data" --out "$out/learn"
+
+# 64 pixels, normalised targets, a curriculum of known shifts and video: the motion
+train --data "$out/packed128" --prefix curriculum_ --epochs 150 --warmup-epochs 8 --ema 0.999 --mask-ratio 0.75 \
+  --schedule "0 shifted_patches 0.75; 24 mixed:shifted_patches=1,video_shifted=1; 80 mixed:video=1,video_shifted=1,jittered=1 0.75"
+pack curriculum_ curriculum.pt
+
+# from there, 96 pixels and plain targets, mostly plain video: motion, and pictures
+train --data "$out/packed" --prefix siammae_micro_ --weights "$out/curriculum.pt" --image-size 96 --norm-pix-loss no \
+  --epochs 24 --warmup-epochs 1 --base-lr 0.016 --ema 0.998 --mask-ratio 0.75 \
+  --schedule "0 mixed:video=3,video_shifted=1 0.75; 8 mixed:video=3,video_shifted=1 0.9; 14 mixed:video=3,video_shifted=1 0.5; 17 mixed:video=3,video_shifted=1 0.75"
+pack siammae_micro_ siammae_micro.pt
+
+# the image MAE: the frames alone, and photographs
+train --data "$out/packed" --photos "$photos" --prefix mae_micro_ --model mae_micro_patch8 --image-size 96 --norm-pix-loss no \
+  --batch-size 16 --epochs 30 --warmup-epochs 2 --base-lr 0.024 --ema 0.999 --mask-ratio 0.75 --pairing mixed:video=3,crops=1
+pack mae_micro_ mae_micro.pth
