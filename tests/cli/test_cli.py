@@ -97,7 +97,10 @@ def test_learn_compares_with_copying(clips, tmp_path, capsys):
         (["train", "--data", "{clips}", "--mask-kind", "tube"], "means nothing to siammae_micro_patch8"),
         (["train", "--data", "{clips}", "--base-lr", "nan"], "base_lr is nan"),
         (["train", "--data", "{clips}", "--device", "gpu"], "device 'gpu' is not here; there is c"),
-        (["plot", "siammae_micro_64", "--root", str(ROOT), "--out", "x.png", "--device", "cuda:9"], "'cuda:9' is not here"),
+        (
+            ["plot", "siammae_micro_64", "--root", str(ROOT), "--out", "x.png", "--device", "cuda:9"],
+            "'cuda:9' is not here",
+        ),
         (["test", "no", "--data", "{clips}"], "no checkpoint no"),
         (["plot", "no", "--out", "x.png"], "no checkpoint no"),
         (["compare", "no.txt", "--out", "x.png"], "no loss log no.txt"),
