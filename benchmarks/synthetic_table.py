@@ -8,6 +8,7 @@ Legend: T frames, N points, H W pixels.
 
 import argparse
 import json
+import math
 import pickle
 import tempfile
 from pathlib import Path
@@ -22,7 +23,7 @@ from evaluation.benchmarks.davis import Davis
 from evaluation.benchmarks.tap_vid import TapVid
 from evaluation.run import evaluate
 
-SOURCES = ("copy", "random", "pixels", "untrained:siammae_micro_64", "siammae_micro_64")
+SOURCES = ("copy", "random", "pixels", "untrained:siammae_micro_64", "siammae_micro_64", "decoder:siammae_micro_64")
 
 
 def carried(seed: int, scene: SyntheticVideo) -> list[np.ndarray]:
@@ -96,17 +97,23 @@ def measure(sources: list[str], seeds: list[int], side: int, frames: int, root: 
         }
         for source in sources:
             by = open_source(source, root, "cpu", False)
-            found = [
-                evaluate(*each, report=lambda line: None).row for each in ((davis, by, rules), (points, by, matching))
-            ]
-            rows[source] = {"J&F": 100 * found[0]["J&F-Mean"], "d_avg": 100 * found[1]["d_avg"]}
+            attention = (
+                getattr(by, "affinity", None) is not None
+            )  # weighs by itself at temperature 1; matches no points
+            own = rules.with_(temperature=1.0) if attention else rules
+            found = evaluate(davis, by, own, report=lambda line: None).row
+            rows[source] = {"J&F": 100 * found["J&F-Mean"], "d_avg": float("nan")}
+            if not attention:
+                rows[source]["d_avg"] = 100 * evaluate(points, by, matching, report=lambda line: None).row["d_avg"]
         rows["true motion"] = {"J&F": 100 * davis.row(scores)["J&F-Mean"], "d_avg": 100.0}
     return {"rows": rows, "seeds": seeds, "protocols": [str(rules), points.heading(matching)]}
 
 
 def table(result: dict[str, Any]) -> str:
     lines = [*result["protocols"], "", "| source | J&F | d_avg |", "|---|---|---|"]
-    lines += [f"| {name} | {row['J&F']:.1f} | {row['d_avg']:.1f} |" for name, row in result["rows"].items()]
+    for name, row in result["rows"].items():
+        points = "–" if math.isnan(row["d_avg"]) else f"{row['d_avg']:.1f}"
+        lines.append(f"| {name} | {row['J&F']:.1f} | {points} |")
     return "\n".join(lines)
 
 

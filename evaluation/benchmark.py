@@ -10,7 +10,7 @@ Legend: T frames, M objects, C classes, J joints.
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +22,7 @@ from common.files import read_text, write_json
 from evaluation import protocols
 from evaluation.metrics import STATISTICS, confusion, joint_errors, mean_iou, pck, region_and_contour, statistics
 from evaluation.protocols import Protocol
-from evaluation.videos import Label, Video, check_size, read_mask
+from evaluation.videos import Label, Mask, Video, check_size, expecting, read_mask
 
 if TYPE_CHECKING:
     from evaluation.controls import Tracker
@@ -184,6 +184,14 @@ class Objects(Benchmark):
 class LateObjects(Objects):
     """J and F of each object over the frames after its first, in which its mask is given (YouTube-VOS)."""
 
+    def video(
+        self, name: str, paths: tuple[Path, ...], given: Mapping[int, Mask], label: Callable[[int], Mask | None]
+    ) -> Video:
+        """A video from the first frame with a given mask on; nothing can be followed before."""
+        begin = min(given)
+        later = {index - begin: mask for index, mask in given.items() if index > begin}
+        return Video(name, paths[begin:], given[begin], lambda index: label(index + begin), (self.data,), later=later)
+
     def unscored(self, video: Video) -> tuple[int, ...]:
         return (0,)
 
@@ -273,7 +281,7 @@ class Keypoints(Benchmark):
 
     def imported(self, folder: Path, video: Video) -> list[Label]:
         file = folder / self.exported(video)
-        try:
+        with expecting(f"{file} does not hold joints of every frame of {video.name}"):
             joints = {entry["frame"]: entry["joints"] for entry in json.loads(read_text(file))}
             shape = video.first.shape
             lost = [-1.0] * shape[1]
@@ -281,10 +289,6 @@ class Keypoints(Benchmark):
                 np.array([lost if place is None else place for place in joints[path.stem]], dtype=np.float64)
                 for path in video.paths
             ]
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{file} does not hold joints of every frame of {video.name} ({error!r})") from error
         if any(each.shape != shape for each in found):
             raise InputError(f"{file}: expected joints of shape {shape} in every frame, as the truth has them")
         return list(found)

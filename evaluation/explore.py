@@ -9,7 +9,6 @@ Legend: F frames, h w patch grid, N = h·w patches, D width, K components.
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ from torch.nn import functional as F
 
 from common.errors import InputError
 from evaluation.features import Source
-from evaluation.follow import resize_frame
+from evaluation.follow import encode_frames
 from evaluation.protocols import Protocol
+from evaluation.videos import Frame
 from pages.page import LIMIT, data_uri, write_page
-
-Frame = NDArray[np.uint8]
 
 VALUES = 5_200_000  # bytes of all 8-bit values, before they become text of 4/3 the size
 PICTURES = 1_500_000  # bytes of all frames
@@ -71,23 +69,11 @@ def encode(
 ) -> tuple[list[Frame], Tensor, tuple[int, int]]:
     """RGB frames [H, W, 3] → the frames, their features [F, h, w, D], and the size that they were encoded at."""
     source.compared_by_cosine("the explorer")
-    kept: list[Frame] = []
-    features: list[Tensor] = []
-    stream = iter(frames)
-    size = (0, 0)
-    while chunk := list(islice(stream, batch)):
-        if not kept:
-            size = protocol.input_size(chunk[0].shape[0], chunk[0].shape[1], source.patch_size)
-        for frame in chunk:
-            if frame.shape[:2] != chunk[0].shape[:2] or (kept and frame.shape != kept[0].shape):
-                raise InputError("frames differ in their size: all must be alike")
-        images = np.stack([resize_frame(frame, size) for frame in chunk])
-        with torch.no_grad():
-            features.append(source.encode(torch.from_numpy(images).permute(0, 3, 1, 2)).float().cpu())
-        kept += chunk
+    kept = list(frames)
     if len(kept) < 2:
         raise InputError(f"there {'is' if kept else 'are'} {len(kept)} frame{'' if kept else 's'}; expected at least 2")
-    return kept, torch.cat(features), size
+    size = protocol.input_size(kept[0].shape[0], kept[0].shape[1], source.patch_size)
+    return kept, torch.stack([each.float().cpu() for each in encode_frames(kept, source.encode, size, batch)]), size
 
 
 def pack(features: Tensor, *, budget: int = VALUES, queries: int = 300) -> Packed:

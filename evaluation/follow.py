@@ -129,20 +129,26 @@ class _Encoded:
             raise InputError("a video without frames: expected at least one")
         self.frame_size: Size = (opening.shape[0], opening.shape[1])
         self.size = protocol.input_size(*self.frame_size, patch_size)
-        features = self._encode(chain([opening], stream), encode, batch)
+        features = encode_frames(chain([opening], stream), encode, self.size, batch)
         self.first = next(features)
         self.grid: Size = (self.first.shape[0], self.first.shape[1])
         self.features = chain([self.first], features)
 
-    def _encode(self, frames: Iterator[Frame], encode: Encode, batch: int) -> Iterator[Tensor]:
-        while chunk := list(islice(frames, batch)):
-            for frame in chunk:
-                if frame.shape[:2] != self.frame_size:
-                    sizes = ["×".join(map(str, size)) for size in (frame.shape[:2], self.frame_size)]
-                    raise InputError(f"a frame of {sizes[0]} follows one of {sizes[1]}: all must be alike")
-            images = torch.from_numpy(np.stack([resize_frame(frame, self.size) for frame in chunk])).permute(0, 3, 1, 2)
-            with torch.no_grad():
-                yield from encode(images)
+
+@torch.no_grad()
+def encode_frames(frames: Iterable[Frame], encode: Encode, size: Size, batch: int = 1) -> Iterator[Tensor]:
+    """RGB frames [H, W, 3], brought to a size (height, width) → the features [h, w, D] of each, computed as they are
+    asked for. Raises InputError for a frame of another size than the first."""
+    stream, first = iter(frames), None
+    while chunk := list(islice(stream, batch)):
+        first = first or chunk[0].shape[:2]
+        for frame in chunk:
+            if frame.shape[:2] != first:
+                sizes = ["×".join(map(str, shape)) for shape in (frame.shape[:2], first)]
+                raise InputError(f"a frame of {sizes[0]} follows one of {sizes[1]}: all must be alike")
+        yield from encode(
+            torch.from_numpy(np.stack([resize_frame(frame, size) for frame in chunk])).permute(0, 3, 1, 2)
+        )
 
 
 def _follow(

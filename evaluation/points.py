@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from evaluation.follow import resize_frame
+from evaluation.follow import encode_frames
 from evaluation.videos import Frame
 
 WINDOW = 2  # cells around the best one that a place is read from
@@ -34,19 +34,8 @@ def follow_points(
 
     Frames are resized to `size` (height, width) and encoded once; their features are kept, in 16 bits.
     """
-    features: list[Tensor] = []
-    waiting: list[Tensor] = []
-
-    def flush() -> None:
-        if waiting:
-            features.extend(F.normalize(encode(torch.stack(waiting)).float(), dim=-1).half().unbind())
-            waiting.clear()
-
-    for frame in frames:
-        waiting.append(torch.from_numpy(resize_frame(frame, size)).permute(2, 0, 1))
-        if len(waiting) == batch:
-            flush()
-    flush()
+    encoded = encode_frames(frames, encode, size, batch)
+    features = [F.normalize(each.float(), dim=-1).half() for each in encoded]
     places = torch.from_numpy(queries[:, [2, 1]]).float().to(features[0].device)  # [N, 2] x, y
     starts = queries[:, 0].astype(int)
     rows = {int(start): torch.from_numpy(np.flatnonzero(starts == start)) for start in np.unique(starts)}

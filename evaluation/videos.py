@@ -7,6 +7,7 @@ what is scored cannot have looked. Nothing is ever written into a data set's fol
 import re
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,17 @@ class Video:
 
 def _changed(change: Callable[[Mask], Mask], path: Path) -> Mask:
     return change(read_mask(path))
+
+
+@contextmanager
+def expecting(what: str) -> Iterator[None]:
+    """An InputError that says `what` was expected, for content of a file that cannot be taken apart inside."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{what} ({error!r})") from error
 
 
 def select(listed: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -12,27 +12,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import write_atomically
-
-# What numpy's arrays are pickled with, under its old and its new module names. Nothing else is ever imported.
-_ADMITTED = {
-    (module, name)
-    for module, names in {
-        "numpy": ("ndarray", "dtype"),
-        "numpy.core.multiarray": ("_reconstruct", "scalar"),
-        "numpy._core.multiarray": ("_reconstruct", "scalar"),
-        "numpy.core.numeric": ("_frombuffer",),
-        "numpy._core.numeric": ("_frombuffer",),
-        "_codecs": ("encode",),  # bytes in protocol 2
-    }.items()
-    for name in names
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it holds a {module}.{name}")
-        return super().find_class(module, name)
+from common.pickles import load_arrays
 
 
 def save_samples(path: str | Path, video: np.ndarray, time: np.ndarray, name: list[str]) -> None:
@@ -49,7 +29,7 @@ def load_samples(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"there are no samples at {path}; make some with: siammae samples --out {path}")
     try:
-        samples = _ArraysOnly(io.BytesIO(path.read_bytes())).load()
+        samples = load_arrays(io.BytesIO(path.read_bytes()))
     except Exception as error:  # a damaged pickle may raise nearly anything
         raise InputError(f"{path} is refused: {error}; only numpy arrays are read from it") from None
     return _checked(samples, path)

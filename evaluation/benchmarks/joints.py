@@ -12,7 +12,7 @@ from common.errors import InputError
 from common.files import read_text
 from evaluation import videos
 from evaluation.benchmark import Keypoints
-from evaluation.videos import Video, folder_of, pictures_in, select
+from evaluation.videos import Video, expecting, folder_of, pictures_in, select
 
 LAYOUT = '{"joints": {id: name}, "sequences": {sequence: [{"frame": stem, "joints": {id: [x, y]}}]}}'
 
@@ -30,17 +30,13 @@ class Joints(Keypoints):
 
     def videos(self, names: Sequence[str] = ()) -> Iterator[Video]:
         file = self.data
-        try:
+        with expecting(f"{file} is not a file of keypoints: expected {LAYOUT}"):
             content: Any = json.loads(read_text(file))
             ids = list(content["joints"])
             labels = {
                 name: {entry["frame"]: _in_order(entry["joints"], ids) for entry in entries}
                 for name, entries in content["sequences"].items()
             }
-        except InputError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is not a file of keypoints: expected {LAYOUT} ({error!r})") from error
         for name in select(list(labels), names):
             known, paths = labels[name], pictures_in(self.pictures / name)
             start = next((index for index, path in enumerate(paths) if path.stem in known), None)

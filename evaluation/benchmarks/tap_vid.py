@@ -4,7 +4,6 @@ Legend: T frames, N queries.
 """
 
 import io
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import InputError
+from common.pickles import load_arrays
 from evaluation.benchmark import Keypoints, Scores, percent
 from evaluation.protocols import Protocol
 from evaluation.videos import Frame, Label, Video, folder_of, select, visible
@@ -203,25 +203,11 @@ def _frame(stored: Any) -> Frame:
     return np.asarray(stored, dtype=np.uint8)
 
 
-class _Plain(pickle.Unpickler):
-    """Builds numpy arrays and plain values; whatever else a pickle asks for is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        array = (
-            {"_reconstruct", "scalar", "_frombuffer"} if module.startswith(("numpy.core.", "numpy._core.")) else set()
-        )
-        if name in array or (module == "numpy" and name in ("ndarray", "dtype")):
-            return super().find_class(module, name)
-        if (module, name) == ("_codecs", "encode"):  # how old protocols keep bytes
-            return lambda text, encoding: text.encode("latin-1")
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
 def read_pickle(file: Path) -> Any:
     """A pickle of numpy arrays and plain values."""
     try:
         with open(file, "rb") as stream:
-            return _Plain(stream).load()
+            return load_arrays(stream)
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror})") from error
     except Exception as error:  # a damaged pickle can break in any way

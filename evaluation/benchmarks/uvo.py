@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from common.errors import InputError
 from common.files import read_text
 from evaluation.benchmark import LateObjects, Scores, percent
-from evaluation.videos import Label, Mask, Video, select
+from evaluation.videos import Label, Mask, Video, expecting, select
 
 THRESHOLDS = np.arange(10) * 0.05 + 0.5
 
@@ -35,18 +35,12 @@ class UVO(LateObjects):
 
     def videos(self, names: Sequence[str] = ()) -> Iterator[Video]:
         file = self.data / "VideoDenseSet" / f"UVO_video_{self.split}_dense.json"
-        try:
+        with expecting(f"{file} is not UVO's: expected videos and annotations of YouTube-VIS"):
             content: Any = json.loads(read_text(file))
             entries = {video["ytid"]: video for video in content["videos"]}
             tracks: dict[int, list[Any]] = {video["id"]: [] for video in content["videos"]}
             for annotation in content["annotations"]:
                 tracks[annotation["video_id"]].append(annotation["segmentations"])
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"{file} is not UVO's: expected videos and annotations of YouTube-VIS ({error!r})"
-            ) from error
         for name in select(list(entries), names):
             yield self._video(name, entries[name], tracks[entries[name]["id"]])
 
@@ -69,13 +63,11 @@ class UVO(LateObjects):
                 result[mask] = number
             return result
 
-        known = sorted({start for start in starts if start is not None})
+        known = {start for start in starts if start is not None}
         if not known:
             raise InputError(f"{name}: no object has a mask")
         given = {start: label(start, [n for n, first in enumerate(starts) if first == start]) for start in known}
-        begin = known[0]
-        later = {index - begin: mask for index, mask in given.items() if index > begin}
-        return Video(name, paths[begin:], given[begin], lambda index: label(index + begin), (self.data,), later=later)
+        return self.video(name, paths, given, label)
 
     def score(self, video: Video, results: Sequence[Label]) -> Scores:
         pairs = [(truth, result) for _, truth, result in video.truth(results)]

@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import InputError
 from common.files import read_text
 from evaluation.benchmark import LateObjects
-from evaluation.videos import Mask, Video, check_size, pictures_in, read_frame, read_mask, select
+from evaluation.videos import Mask, Video, check_size, expecting, pictures_in, read_frame, read_mask, select
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,12 @@ class YouTubeVOS(LateObjects):
     def videos(self, names: Sequence[str] = ()) -> Iterator[Video]:
         root = self.data / self.split
         file = root / "meta.json"
-        try:
+        with expecting(f'{file} is not YouTube-VOS\'s: expected {{"videos": {{…}}}}'):
             content: Any = json.loads(read_text(file))["videos"]
             frames = {
                 name: {int(key): entry["frames"] for key, entry in video["objects"].items()}
                 for name, video in content.items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f'{file} is not YouTube-VOS\'s: expected {{"videos": {{…}}}} ({error!r})') from error
         for name in select(list(frames), names):
             yield self._video(name, frames[name])
 
@@ -66,6 +62,4 @@ class YouTubeVOS(LateObjects):
             if mask is None:
                 raise InputError(f"{name}: {masks / paths[index].stem}.png does not exist, the first mask of {keys}")
             given[index] = np.where(np.isin(mask, keys), mask, 0).astype(np.uint8)
-        begin = min(given)  # nothing can be followed before
-        later = {index - begin: mask for index, mask in given.items() if index > begin}
-        return Video(name, paths[begin:], given[begin], lambda index: label(index + begin), (self.data,), later=later)
+        return self.video(name, paths, given, label)

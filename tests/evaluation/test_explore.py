@@ -104,7 +104,7 @@ def test_too_much_for_a_page_and_too_few_frames_are_said():
         pack(torch.randn(3, 4, 6, 8), budget=500)
     with pytest.raises(InputError, match="is 1 frame; expected at least 2"):
         encode(moving_frames(1), SOURCE, rules_of("dino"))
-    with pytest.raises(InputError, match="differ in their size"):
+    with pytest.raises(InputError, match="48×56 follows one of .*: all must be alike"):
         encode([*moving_frames(2), moving_frames(1, (48, 56))[0]], SOURCE, rules_of("dino"))
 
 

@@ -480,7 +480,7 @@ def test_pickles_build_arrays_and_nothing_else(tap, tmp_path, capsys):
         file.write_bytes(pickle.dumps([entry], protocol=protocol_number))
         assert [video.name for video in TapVid(file).videos()] == ["0000"]
     for content, said in (
-        (pickle.dumps({"clip": Evil()}), r"it asks for builtins.print"),
+        (pickle.dumps({"clip": Evil()}), r"it holds a builtins.print"),
         (file.read_bytes()[:-500], "is no pickle of TAP-Vid"),
         (pickle.dumps({"clip": {"video": entry["video"]}}), "clip is not TAP-Vid's: expected video"),
         (
