@@ -5,11 +5,13 @@ A file that is not what it should be gets one sentence: what was found, and what
 
 import argparse
 import ast
+import json
 import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
@@ -23,6 +25,7 @@ from mae.public import PUBLIC_WEIGHTS, PUBLIC_WEIGHTS_ST
 
 _ZIP = b"PK\x03\x04"  # torch.save since 1.6
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before: a pickled magic number
+_LARGEST_PICKLE = 2**28
 _SAVE = "save the weights alone with torch.save({'model': model.state_dict()}, path)"
 _CONVERT = f"if you trust it, load it where its code is with torch.load(path, weights_only=False), and {_SAVE}"
 
@@ -53,6 +56,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     if head[8:9] == b"{" or (path.suffix == ".safetensors" and len(head) < 9):
         return _read_safetensors(path)
     if _begins_like(head, _ZIP):
+        _refuse_huge_pickles(path)
         return _read_torch(path, mmap=mmap)
     if _begins_like(head, _LEGACY):
         return _read_torch(path, mmap=False)
@@ -83,30 +87,45 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         state = load_file(path)
         with safe_open(path, "pt") as file:
-            about = {name: plain_value(text) for name, text in (file.metadata() or {}).items()}
-        return {"model": state, "config": about} if {"model", "embed_dim"} & about.keys() else state
+            about = {name: plain_value(text) for name, text in (file.metadata() or {}).items() if name != "format"}
+        return {"model": state, "config": about} if about else state
     except SafetensorError as error:
         raise InputError(f"{path} is a damaged or cut off safetensors file ({error}): get it again") from error
 
 
 def plain_value(text: str) -> Any:
-    """The value that `str` wrote, for safetensors keeps nothing else."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    """The value that `str` or JSON wrote, for safetensors keeps nothing else."""
+    for read in (ast.literal_eval, json.loads):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+    return text
 
 
 def _read_torch(path: Path, *, mmap: bool) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_plain_types()):
             warnings.simplefilter("ignore")  # about pickle protocols and TorchScript: the errors below say it better
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            named = path.suffix == ".safetensors"  # torch goes by the name; this file is one of its own
+            with open(path, "rb") if named else nullcontext(path) as file:
+                checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap and not named)
     except Exception as error:  # bytes that are not a checkpoint can break the reader in any way
         raise InputError(f"{path} {_why_unreadable(path, error)}") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} holds a {type(checkpoint).__name__}, not a dict of weights: {_CONVERT}")
     return checkpoint
+
+
+def _refuse_huge_pickles(path: Path) -> None:
+    """Zeros pack a thousandfold; a pickle of names and numbers is small, since tensors lie beside it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = max((entry.file_size for entry in archive.infolist() if entry.filename.endswith(".pkl")), default=0)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # the reader says it better
+    if size > _LARGEST_PICKLE:
+        raise InputError(f"{path} is no checkpoint: the pickle in it unpacks to {size:,} bytes; get it again")
 
 
 def _plain_types() -> list[Any]:
@@ -139,7 +158,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     protocol = max(word for opcode, word in opcodes if opcode == "PROTO")
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if {"_parameters", "_modules"} <= words:  # attributes of every nn.Module
-        return f"is a whole pickled model, not its weights, and might run code: {_CONVERT}"
+        legacy = "" if zipfile.is_zipfile(path) else " in the format from before torch 1.6"
+        return f"is a whole pickled model{legacy}, not its weights, and might run code: {_CONVERT}"
     if any(word.startswith("__torch__.") for word in words):
         return f"is a TorchScript model, not its weights: load it with torch.jit.load(path), and {_SAVE}"
     if refused:
@@ -157,6 +177,34 @@ def pickle_opcodes(path: Path) -> list[tuple[str, Any]]:
             return [(opcode.name, word) for file in pickles for opcode, word, _ in pickletools.genops(file)]
     with open(path, "rb") as file:  # four pickles in a row: magic number, version, system, and the object
         return [(opcode.name, word) for _ in range(4) for opcode, word, _ in pickletools.genops(file)]
+
+
+def misfits(
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    allowed_missing: Collection[str] = (),
+    allowed_unexpected: Collection[str] = (),
+) -> str:
+    """In words the names and shapes of a state that are not a module's own; "" where all fit.
+
+    What is allowed are exact names, or prefixes that end in ".".
+    """
+    shapes = [
+        f"{name} {list(state[name].shape)} for {list(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    faults = {
+        "missing": [name for name in own if name not in state and not matches(name, allowed_missing)],
+        "unexpected": [name for name in state if name not in own and not matches(name, allowed_unexpected)],
+        "of another shape": shapes,
+    }
+    return "; ".join(f"{len(names)} {fault}: {few(names)}" for fault, names in faults.items() if names)
+
+
+def matches(name: str, allowed: Collection[str]) -> bool:
+    """Whether a name is one of those allowed, or begins with one of them that ends in "."."""
+    return any(name.startswith(entry) if entry.endswith(".") else name == entry for entry in allowed)
 
 
 def few(names: Iterable[str], most: int = 4) -> str:

@@ -13,16 +13,14 @@ from torch import Tensor, nn
 
 from common.download import download
 from common.errors import InputError
-from mae.formats import identify, load, split_options
-from mae.formats.folding import as_mae
-from mae.formats.mae import PLAIN
+from mae.formats import FAMILIES, load, split_options
+from mae.formats.folding import as_mae, as_mae_st
 from mae.formats.opening import FOLDER_FILES, open_weights
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT
 from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, fuse_qkv, inflate, pixel_statistics
 from mae.public import PUBLIC_WEIGHTS, PUBLIC_WEIGHTS_ST
-from mae.reading import few, read_checkpoint, state_dict_of
+from mae.reading import matches, misfits, read_checkpoint, state_dict_of
 
-_POSITIONS = ("pos_embed", "decoder_pos_embed")  # fixed sine-cosines, so that some files leave them out
 _DECODER = ("decoder_embed.", "mask_token", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
 _DECODER_ST = _DECODER + tuple(
     f"decoder_{name}" for name in ("cls_token", "pos_embed_class", "pos_embed_spatial", "pos_embed_temporal")
@@ -42,46 +40,33 @@ def load_pretrained(path: str | Path, arch: str | None, **overrides: Any) -> Mas
     """
     if arch is not None and arch not in ARCHITECTURES:
         raise InputError(f"unknown architecture {arch!r}; there are {', '.join(ARCHITECTURES)}")
-    name = _weights_file(Path(path), arch, PUBLIC_WEIGHTS) if arch else path
-    path, options = split_options(name)
-    weights = open_weights(path)
-    if arch is None or identify(weights, options.get("kind")).name not in PLAIN:
-        return _load_foreign(name, arch, overrides)
-    encoder_only = not any(_matches(name, _DECODER) for name in weights.state)
-    if encoder_only:
-        print(f"{path.name} holds an encoder only: the decoder starts untrained", flush=True)
-    normalised = weights.setting("norm_pix_loss")
-    if normalised is None:
-        normalised = encoder_only or path.name.startswith("mae_pretrain_")
-    model = ARCHITECTURES[arch](**{"norm_pix_loss": bool(normalised), **overrides})
-    allowed = _POSITIONS + (_DECODER if encoder_only else ())
-    load_strictly(model, weights.state, allowed_missing=allowed, source=path)
-    model.decoder_is_pretrained = not encoder_only
-    return model
-
-
-def _load_foreign(name: str | Path, arch: str | None, overrides: dict[str, Any]) -> Any:
-    """`load_pretrained` of a file whose encoder is not MAE's to the last name."""
-    loaded = load(name)
-    path = loaded.weights.path
+    asked: dict[str, Any] = {}
+    if arch:
+        path = _weights_file(Path(path), arch, PUBLIC_WEIGHTS)
+        with torch.device("meta"):
+            sizes = ARCHITECTURES[arch](**overrides).config
+        asked = dict(
+            asked_heads=sizes["num_heads"], decoder_asked_heads=sizes["decoder_num_heads"], img_size=sizes["img_size"]
+        )
+    loaded = load(path, asked=asked)
     encoder, differences = as_mae(loaded)
     decoder = loaded.decoder()
+    path = loaded.weights.path
     print("; ".join([f"{path.name}: {loaded.about}", *differences]), flush=True)
     if decoder is None:
         print(f"{path.name}: the decoder starts untrained", flush=True)
     config, state = encoder.config, encoder.state_dict()
     keep = ("img_size", "norm_eps") if arch else tuple(config)
     known = {name: config[name] for name in keep if name in config}
-    known["norm_pix_loss"] = decoder is None or decoder.norm_pix_loss
+    stated = loaded.weights.setting("norm_pix_loss")
+    known["norm_pix_loss"] = (decoder is None or decoder.norm_pix_loss) if stated is None else bool(stated)
     of_mae = decoder is not None and decoder.kind == "mae"
     if decoder and of_mae:
         names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
         state, known = {**state, **decoder.state}, {**known, **dict(zip(names, decoder.size, strict=True))}
     model = (ARCHITECTURES[arch] if arch else MaskedAutoencoderViT)(**{**known, **overrides})
-    load_strictly(model, state, allowed_missing=() if of_mae else _DECODER, source=path)
-    heads, wanted = (c["num_heads"] for c in (config, model.encoder_config))
-    if heads != wanted:
-        raise InputError(f"{path} has attention of {heads} heads, and {arch} of {wanted}")
+    load_strictly(model, state, allowed_missing=("decoder_pos_embed",) if of_mae else _DECODER, source=path)
+    _check_heads(path, encoder.encoder_config["num_heads"], model.encoder_config["num_heads"], arch)
     model.decoder_is_pretrained = of_mae
     model.cross_decoder = None if of_mae else decoder
     return model
@@ -90,34 +75,61 @@ def _load_foreign(name: str | Path, arch: str | None, overrides: dict[str, Any])
 def load_pretrained_st(path: str | Path, arch: str, **overrides: Any) -> SpatiotemporalMAE:
     """A MAE-ST of the named architecture with the weights of a file, or of the public file that a folder holds.
 
-    Separate q, k, v are fused. The weights of an image MAE of the same size are inflated (`inflate`), and the decoder
-    stays as it was initialised; so it does for a file without a decoder, and that is said. How pixels are normalised,
-    and `norm_pix_loss`, are what a checkpoint or an export of this workspace says, unless they are given; else as for
-    the public weights, but for a `norm_pix_loss` among the file's training arguments. Raises `InputError` for a file
-    that does not fit to the last name: clips of another size or length are for the model to interpolate.
+    Separate q, k, v are fused. The encoder of any other model of clips will do (VideoMAE, MAE3D), and what is different
+    in it then is said; that of images, of the same size, is inflated (`inflate`). The decoder then stays as it was
+    initialised; so it does for a file without a decoder, and that is said. How pixels are normalised, and
+    `norm_pix_loss`, are what a checkpoint or an export of this workspace says, unless they are given; else as for the
+    file's kind, but for a `norm_pix_loss` among the file's training arguments. Raises `InputError` for a file that does
+    not fit to the last name: clips of another size or length are for the model to interpolate.
     """
     if arch not in ARCHITECTURES_ST:
         raise InputError(f"unknown architecture {arch!r}; there are {', '.join(ARCHITECTURES_ST)}")
-    path = _weights_file(Path(path), arch, PUBLIC_WEIGHTS_ST)
-    checkpoint = read_checkpoint(path, mmap=True)
-    state = fuse_qkv(state_dict_of(checkpoint, source=path))
-    kernel = state.get("patch_embed.proj.weight")
-    if kernel is not None and kernel.ndim == 4:
+    name = _weights_file(Path(path), arch, PUBLIC_WEIGHTS_ST)
+    path, _ = split_options(name)
+    weights = open_weights(path)
+    if not weights.has("pos_embed_(spatial|temporal)") or FAMILIES["mae3d"].fits(weights):
+        return _from_another_kind(name, arch, overrides)
+    state = fuse_qkv(weights.state)
+    encoder_only = not any(matches(name, _DECODER_ST) for name in state)
+    if encoder_only:
+        print(f"{path.name} holds an encoder only: the decoder starts untrained", flush=True)
+    known: dict[str, Any] = {"norm_pix_loss": encoder_only or weights.settings.get("norm_pix_loss", True)}
+    if weights.settings.get("model") == "MAE-ST":
+        known = {"norm_pix_loss": weights.settings.get("norm_pix_loss", True), **pixel_statistics(weights.settings)}
+    model = ARCHITECTURES_ST[arch](**{**known, **overrides})
+    load_strictly(model, state, allowed_missing=_DECODER_ST if encoder_only else (), source=path)
+    return model
+
+
+def _from_another_kind(name: Path, arch: str, overrides: dict[str, Any]) -> SpatiotemporalMAE:
+    """A MAE-ST that begins with the encoder of VideoMAE, MAE3D, or, inflated, of a model of images."""
+    with torch.device("meta"):
+        sizes = ARCHITECTURES_ST[arch](**overrides).config
+    loaded = load(name, asked=dict(asked_heads=sizes["num_heads"], decoder_asked_heads=None))
+    path, encoder = loaded.weights.path, loaded.encoder
+    if not getattr(encoder, "t_patch_size", 0):
         image_arch = arch.replace("mae_st_", "mae_")
         if image_arch not in ARCHITECTURES:
             raise InputError(f"{path} holds an image MAE, and there is none of the size of {arch} to inflate")
         print(f"{path.name} holds an image MAE: its encoder is inflated, the decoder starts untrained", flush=True)
-        return inflate(load_pretrained(path, image_arch), **overrides)
-    encoder_only = not any(_matches(name, _DECODER_ST) for name in state)
-    if encoder_only:
-        print(f"{path.name} holds an encoder only: the decoder starts untrained", flush=True)
-    config, normalised = checkpoint.get("config"), getattr(checkpoint.get("args"), "norm_pix_loss", True)
-    known: dict[str, Any] = {"norm_pix_loss": encoder_only or bool(normalised)}
-    if isinstance(config, Mapping) and config.get("model") == "MAE-ST":
-        known = {"norm_pix_loss": config.get("norm_pix_loss", True), **pixel_statistics(config)}
+        return inflate(load_pretrained(name, image_arch), **overrides)
+    state, differences = as_mae_st(loaded)
+    words = "; ".join([loaded.about, *differences])
+    print(f"{path.name}: {words}; the decoder starts untrained", flush=True)
+    h, w = (side * encoder.patch_size for side in encoder.grid)
+    known = dict(
+        img_size=(h, w) if h != w else h, num_frames=encoder.steps * encoder.t_patch_size,
+        t_patch_size=encoder.t_patch_size, pixel_mean=encoder.mean, pixel_std=encoder.std,
+    )  # fmt: skip
     model = ARCHITECTURES_ST[arch](**{**known, **overrides})
-    load_strictly(model, state, allowed_missing=_DECODER_ST if encoder_only else (), source=path)
+    load_strictly(model, state, allowed_missing=_DECODER_ST, source=path)
+    _check_heads(path, encoder.num_heads, sizes["num_heads"], arch)
     return model
+
+
+def _check_heads(path: Path, heads: int, wanted: int, arch: str | None) -> None:
+    if heads != wanted:
+        raise InputError(f"{path} has attention of {heads} heads, and {arch} of {wanted}")
 
 
 def download_pretrained_model(model_url: str, chkpt_dir: str | Path, **options: Any) -> Path:
@@ -144,20 +156,10 @@ def load_strictly(
     What is allowed are exact names, or prefixes that end in ".". Raises `InputError` before anything is loaded.
     """
     own = model.state_dict()
-    absent = [name for name in own if name not in state]
-    missing = [name for name in absent if not _matches(name, allowed_missing)]
-    unexpected = [name for name in state if name not in own and not _matches(name, allowed_unexpected)]
-    shapes = [
-        f"{name} {list(state[name].shape)} for {list(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    if any(faults.values()):
-        found = "; ".join(f"{len(names)} {fault}: {few(names)}" for fault, names in faults.items() if names)
+    if found := misfits(own, state, allowed_missing, allowed_unexpected):
         raise InputError(f"{source} does not fit the model ({found}){_comparison(state, own)}")
     model.load_state_dict({name: state.get(name, value) for name, value in own.items()})
-    return absent
+    return [name for name in own if name not in state]
 
 
 def _weights_file(path: Path, arch: str, public: Mapping[str, str]) -> Path:
@@ -198,7 +200,3 @@ def _dimensions(state: Mapping[str, Tensor]) -> str:
     if kernel is None:
         return ""
     return f"width {kernel.shape[0]}, depth {depth}, patch {'×'.join(map(str, kernel.shape[2:]))}"
-
-
-def _matches(name: str, allowed: Collection[str]) -> bool:
-    return any(name.startswith(entry) if entry.endswith(".") else name == entry for entry in allowed)

@@ -32,7 +32,7 @@ Writer = Callable[[Any, Path, str], str]
 def encoder_of(model: Any) -> MAEEncoder:
     """The encoder of images in a model; an InputError for a model of clips."""
     if isinstance(model, SpatiotemporalMAE):
-        raise InputError("this is a model of clips, and the format has none: --to public writes it, --to onnx too")
+        raise InputError("this is a model of clips, and the format has none: --to public, hf and onnx write it")
     return model.encoder if isinstance(model, SiamMAE) else model
 
 
@@ -63,7 +63,14 @@ def to_timm(model: Any, folder: Path, licence: str = "other") -> str:
 
 
 def to_hf(model: Any, folder: Path, licence: str = "other") -> str:
-    """A folder of Transformers: ViTMAE with the decoder where the model is an MAE, else the encoder as a ViT."""
+    """A folder of Transformers: ViTMAE with the decoder where the model is an MAE, else the encoder as a ViT.
+
+    Transformers has no MAE-ST: of one it is our configuration and the weights under their public names, for here.
+    """
+    if isinstance(model, SpatiotemporalMAE):
+        _write_json(folder / "config.json", {"model_type": "mae_st", **model.config})
+        _write_tensors(folder / "model.safetensors", public_state(model), {"format": "pt"})
+        return f'from mae.formats import load_encoder\nencoder = load_encoder("{folder.name}")  # encode(images)'
     encoder = encoder_of(model)
     sizes, decoder = encoder.config, getattr(model, "decoder_config", None)
     height, width = image_size(encoder)

@@ -3,7 +3,7 @@
 One small file for each family, and the table of all of them here. To add one: a file with a `Family`, a line below.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ FAMILIES: dict[str, Family] = {
     "mae_st": mae_st.FAMILY,
     "videomae": videomae.FAMILY,
     "vitmae": hf_vitmae.VITMAE,
+    "hf_videomae": hf_vitmae.VIDEOMAE,
     "vit": hf_vitmae.VIT,
     "tcore": dinov2.TCORE,
     "dinov2": dinov2.DINOV2,
@@ -73,15 +74,19 @@ def load_encoder(
     return loaded.encoder
 
 
-def load(path: str | Path, *, kind: str | None = None, num_heads: int | None = None) -> Loaded:
+def load(
+    path: str | Path, *, kind: str | None = None, num_heads: int | None = None, asked: Mapping[str, Any] | None = None
+) -> Loaded:
     """What `load_encoder` reads, with its family and what is said about it.
 
+    asked: settings that hold where the file tells nothing else, such as `asked_heads` and `img_size` of a model that is
+    to take its weights.
     Options may follow the path after commas: `FILE,num_heads=6,decoder_num_heads=8,kind=dino`.
     """
     path, options = split_options(path)
     kind, num_heads = kind or options.pop("kind", None), num_heads or options.get("num_heads")
     weights = open_weights(path)
-    weights.settings |= options
+    weights.settings = {**(asked or {}), **weights.settings, **options}
     family = identify(weights, kind)
     if family.refused:
         raise InputError(f"{path} holds {family.name}: {family.refused}")
@@ -103,9 +108,10 @@ def identify(weights: Weights, kind: str | None = None) -> Family:
         return FAMILIES[kind]
     found = next((family for family in FAMILIES.values() if family.fits(weights)), None)
     if found is None:
+        known = (name for name, family in FAMILIES.items() if not family.refused)
         raise InputError(
             f"{weights.path} holds weights of no family known here; expected a vision transformer's (patch_embed.…, "
-            f"blocks.0.attn.…), found {few(weights.state, 6)}; the kinds are {', '.join(FAMILIES)}"
+            f"blocks.0.attn.…), found {few(weights.state, 6)}; the kinds are {', '.join(known)}"
         )
     return found
 

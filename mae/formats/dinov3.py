@@ -4,40 +4,20 @@ Of the patches' places alone: no table of positions is stored. The number of hea
 """
 
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.errors import InputError
 from mae.formats.family import Family, few, heads_of, load_into
 from mae.formats.opening import State, Weights
-from mae.patches import grid_size, normalize
+from mae.formats.timm_vit import ThroughTimm
 
 _LEFT_OUT = ("rope_embed.", "mask_token", "local_cls_norm.", "head.")
-_NAMES = {
+_NAMES = {  # its authors' and Transformers' → timm's
     "storage_tokens": "reg_token", "ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2",
     "mlp.w1.": "mlp.fc1_g.", "mlp.w2.": "mlp.fc1_x.", "mlp.w3.": "mlp.fc2.",
 }  # fmt: skip
-
-
-class RotaryEncoder(nn.Module):
-    """timm's EVA with DINOv3's rotary embedding."""
-
-    def __init__(self, model: Any, sizes: dict[str, Any]):
-        super().__init__()
-        self.model = model
-        self.patch_size, self.embed_dim, self.num_heads = (sizes[k] for k in ("patch_size", "embed_dim", "num_heads"))
-
-    @property
-    def blocks(self) -> Any:
-        return self.model.blocks
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] (uint8, or floats in [0, 1]) → features after the final norm, [B, h, w, D]."""
-        h, w = grid_size(images.shape[-2], images.shape[-1], self.patch_size)
-        tokens = self.model.forward_features(normalize(images))
-        return tokens[:, self.model.num_prefix_tokens :].unflatten(1, (h, w))
 
 
 def to_timm(state: State) -> State:
@@ -56,7 +36,7 @@ def to_timm(state: State) -> State:
     return renamed
 
 
-def _build(weights: Weights, num_heads: int | None) -> RotaryEncoder:
+def _build(weights: Weights, num_heads: int | None) -> ThroughTimm:
     from timm.models.eva import Eva
 
     state, periods = to_timm(weights.state), weights.state.get("rope_embed.periods")
@@ -71,16 +51,16 @@ def _build(weights: Weights, num_heads: int | None) -> RotaryEncoder:
             raise InputError(
                 f"{weights.path}: its periods of RoPE ({few(map(str, periods.tolist()))}) are not DINOv3's"
             )
-    sizes: dict[str, Any] = dict(patch_size=kernel.shape[-1], embed_dim=width, depth=depth, num_heads=heads)
     model = Eva(
-        **sizes, num_classes=0, global_pool="token", dynamic_img_size=True, mlp_ratio=(hidden + 0.5) / width,
+        patch_size=kernel.shape[-1], embed_dim=width, depth=depth, num_heads=heads, num_classes=0, global_pool="token",
+        dynamic_img_size=True, mlp_ratio=(hidden + 0.5) / width,
         qkv_bias="blocks.0.attn.q_bias" in state, init_values=1e-5, num_reg_tokens=state["reg_token"].shape[1],
         rope_type="dinov3", rope_temperature=100, rope_rotate_half=True, use_rot_pos_emb=True, use_abs_pos_emb=False,
         use_fc_norm=False, swiglu_mlp=gated, swiglu_align_to=1 if gated else 0,
         norm_layer=partial(nn.LayerNorm, eps=1e-5),
     )  # fmt: skip
     load_into(model, state, weights, FAMILY.name)
-    return RotaryEncoder(model, sizes).eval()
+    return ThroughTimm(model).eval()
 
 
 FAMILY = Family(

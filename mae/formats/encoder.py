@@ -23,8 +23,8 @@ class Encoder(nn.Module):
     """Pre-norm blocks with exact GELU over patches or tubelets; parameter names are MAE's (and timm's).
 
     positions: how the table [1, N, D] is fitted to another grid, always bicubically. `size`: to the size (h, w);
-    `antialias`: the same with antialiasing; `scale`: by the factors (h + 0.1) / M and (w + 0.1) / M of a square table
-    of M·M places, which are what the sampling grid follows (DINO's way, and CropMAE's after it).
+    `antialias`: the same with antialiasing; `scale`: by the factors (h + 0.1) / M and (w + 0.1) / M of a table of
+    M·M places, which are what the sampling grid follows (DINO's way, and CropMAE's after it).
     table: whether the table is stored with places for the class token ("class"), without ("patches"), as places plus
     steps ("space-time", MAE-ST), or not at all ("fixed", VideoMAE). registers: tokens beside the class token, without
     positions. steps: tubelets in time of a clip.
@@ -59,11 +59,12 @@ class Encoder(nn.Module):
         qk_norm: bool = False,
         pre_norm: bool = False,
         gated: bool = False,
+        final_norm: bool = True,
     ):
         super().__init__()
         norm: Any = partial(nn.LayerNorm, eps=eps)
         self.grid, self.patch_size, self.embed_dim, self.num_heads = grid, patch_size, embed_dim, num_heads
-        self.t_patch_size, self.steps, self.eps = t_patch_size, steps, eps
+        self.t_patch_size, self.steps, self.eps, self.mlp_ratio = t_patch_size, steps, eps, mlp_ratio
         self.mean, self.std = tuple(mean), tuple(std)
         self.interpolation, self.table, self.fixed_grid = positions, table, fixed_grid
         self.prefix_tokens = class_token + registers
@@ -85,7 +86,7 @@ class Encoder(nn.Module):
             )
             for _ in range(depth)
         )  # fmt: skip
-        self.norm = norm(embed_dim)
+        self.norm = norm(embed_dim) if final_norm else nn.Identity()
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] (uint8, or floats in [0, 1]) → features of the last block after its norm, [B, h, w, D].
@@ -152,11 +153,10 @@ class Encoder(nn.Module):
         if self.interpolation != "scale":
             antialias = self.interpolation == "antialias"
             return resample_abs_pos_embed(table, [h, w], list(self.grid), prefix, antialias=antialias)
-        if not torch.compiler.is_compiling() and h * w == table.shape[1] - prefix and h == w:
+        if not torch.compiler.is_compiling() and (h, w) == self.grid:
             return table
-        side = math.isqrt(table.shape[1] - prefix)
-        square = table[:, prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        factors = ((h + 0.1) / side, (w + 0.1) / side)
+        square = table[:, prefix:].unflatten(1, self.grid).permute(0, 3, 1, 2)
+        factors = ((h + 0.1) / self.grid[0], (w + 0.1) / self.grid[1])
         places = F.interpolate(square, scale_factor=factors, mode="bicubic").permute(0, 2, 3, 1)
         return torch.cat([table[:, :prefix], places.flatten(1, 2)], dim=1)
 
@@ -166,7 +166,7 @@ class Encoder(nn.Module):
         index = torch.arange(math.prod(own), dtype=torch.float64)
         angles = index[:, None] / 10_000 ** (2 * (torch.arange(self.embed_dim) // 2).double() / self.embed_dim)
         angles[:, 0::2], angles[:, 1::2] = angles[:, 0::2].sin(), angles[:, 1::2].cos()
-        table = angles.float().to(self.norm.weight.device).unflatten(0, own)
+        table = angles.float().to(self.patch_embed["proj"].weight.device).unflatten(0, own)
         if own != (steps, h, w):
             table = F.interpolate(table.permute(3, 0, 1, 2)[None], (steps, h, w), mode="trilinear")[0].permute(
                 1, 2, 3, 0

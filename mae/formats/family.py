@@ -13,7 +13,7 @@ from common.errors import InputError
 from mae.formats.encoder import Encoder
 from mae.formats.opening import State, Weights
 from mae.positions import sincos_positions
-from mae.reading import few
+from mae.reading import few, misfits
 
 # Heads of the vision transformers that have a name, by width and depth: Ti, S, B, L, H, and DINOv2's and VideoMAE's g.
 KNOWN_HEADS = {
@@ -76,7 +76,10 @@ class Loaded:
 
     def decoder(self) -> Decoder | None:
         """Its decoder, if it is one that `ml.SiamMAE` can take over."""
-        return self.family.decoder(self.family, self.weights) if self.family.decoder else None
+        try:
+            return self.family.decoder(self.family, self.weights) if self.family.decoder else None
+        except KeyError as error:
+            raise InputError(f"{self.weights.path}: the decoder does not fit (missing: {error})") from error
 
 
 def build_encoder(family: Family, weights: Weights, num_heads: int | None) -> Encoder:
@@ -107,17 +110,7 @@ def encoder_state(family: Family, weights: Weights) -> State:
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], weights: Weights, name: str) -> None:
     """Give a module of `meta` tensors its weights; an InputError names the first that do not fit."""
-    own = module.state_dict()
-    missing = [key for key in own if key not in state]
-    unknown = [key for key in state if key not in own]
-    shapes = [
-        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    faults = {"missing": missing, "unknown": unknown, "of another shape": shapes}
-    if any(faults.values()):
-        found = "; ".join(f"{len(names)} {fault}: {few(names)}" for fault, names in faults.items() if names)
+    if found := misfits(module.state_dict(), state):
         raise InputError(f"{weights.path} looks like {name}, but does not fit ({found})")
     copies = {key: value.clone() for key, value in state.items()}  # the file, which may be mapped, is let go
     module.load_state_dict(copies, assign=True)
@@ -126,15 +119,16 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], weights: Weights, 
         table.requires_grad_(False)
 
 
-def heads_of(weights: Weights, width: int, depth: int, given: int | None, prefix: str = "") -> int:
-    """How many heads attention has: given, in the settings, or those of a known vision transformer of this size.
-
-    prefix: `decoder_` for those of a decoder. No file of weights states it.
+def heads_of(
+    weights: Weights, width: int, depth: int, given: int | None, *, prefix: str = "", usual: int | None = None
+) -> int:
+    """How many heads attention has: given, in the settings, or those of a known vision transformer of this size, or
+    what is usual, or what whoever asks has. prefix: `decoder_` for those of a decoder. No file of weights states it.
     """
     names = ("num_heads", "num_attention_heads", "heads", "n_heads", "nhead")
     of_encoder = tuple(f"encoder_{name}" for name in names) if not prefix else ()
     stated = weights.setting(*(f"{prefix}{name}" for name in names), *of_encoder)
-    heads = given or stated or KNOWN_HEADS.get((width, depth))
+    heads = given or stated or KNOWN_HEADS.get((width, depth)) or usual or weights.setting(f"{prefix}asked_heads")
     what = "decoder" if prefix else "encoder"
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
         raise InputError(
@@ -156,7 +150,8 @@ def describe(family: Family, weights: Weights, encoder: Any) -> str:
     if weights.epoch is not None:
         words.insert(2, f"epoch {weights.epoch}")
     if weights.chosen:
-        words.append({"teacher": "the teacher", "student": "the student"}.get(weights.chosen, "averaged weights"))
+        of_pair = next((word for word in ("teacher", "student") if word in weights.chosen), "")
+        words.append(f"the {of_pair}" if of_pair else "averaged weights")
     if weights.half:
         words.append("from 16-bit weights")
     there = not family.others or any(_begins(name, family.others) for name in family.rename(weights.state))
@@ -167,6 +162,8 @@ def statistics(weights: Weights) -> dict[str, Any]:
     """mean and std of a `pretrained_cfg` (timm) or of a preprocessor's configuration, where the settings have them."""
     inner = weights.settings.get("pretrained_cfg")
     known = inner if isinstance(inner, Mapping) else weights.settings
+    if known.get("do_normalize") is False:
+        return dict(mean=(0.0,) * 3, std=(1.0,) * 3)
     names = {"mean": ("mean", "image_mean", "pixel_mean"), "std": ("std", "image_std", "pixel_std")}
     found = {k: next((known[n] for n in ns if n in known), None) for k, ns in names.items()}
     return {k: tuple(v) for k, v in found.items() if isinstance(v, list | tuple) and len(v) == 3}
@@ -237,7 +234,8 @@ def _table(weights: Weights, stored: int, patch: int, class_token: bool) -> tupl
 
 def image_size(weights: Weights) -> tuple[int, int] | None:
     """(H, W) of the images in training, where the settings tell it."""
-    size = weights.setting("img_size", "image_size", "input_size")
+    of_timm = weights.settings.get("pretrained_cfg") or {}
+    size = weights.setting("img_size", "image_size", "input_size") or of_timm.get("input_size")
     size = [size, size] if isinstance(size, int) else size
     fits = isinstance(size, list | tuple) and len(size) >= 2 and all(isinstance(x, int) for x in size)
     return (size[-2], size[-1]) if fits else None

@@ -1,7 +1,7 @@
-"""Any plain vision transformer as our `MAEEncoder`: what ours has no place for is folded into the weights beside it.
+"""Any plain vision transformer as our encoder of images or of clips.
 
-Pixel statistics go into the patch embedding, LayerScale into the maps before it: that is exact. What cannot be folded
-is named: `as_mae` returns it in words.
+What ours has no place for is folded into the weights beside it: pixel statistics into the patch embedding, LayerScale
+into the maps before it, which is exact. What cannot be folded is named in words: `as_mae`, `as_mae_st`.
 """
 
 from typing import Any
@@ -19,10 +19,39 @@ from mae.patches import IMAGENET_MEAN, IMAGENET_STD
 @torch.no_grad()
 def as_mae(loaded: Loaded) -> tuple[MAEEncoder, list[str]]:
     """Our encoder with a loaded one's weights, and in words what is different in it, if anything is."""
-    encoder = loaded.encoder
-    if isinstance(encoder, MAEEncoder):
-        return encoder, []
-    source = loaded.weights.path
+    if isinstance(loaded.encoder, MAEEncoder):
+        return loaded.encoder, []
+    encoder, state, differences = _folded(loaded)
+    _fold_pixels(state, encoder)
+    differences += [*_settle_positions(state, encoder), *_tokens_left_out(state, encoder)]
+    h, w = (side * encoder.patch_size for side in encoder.grid)
+    sizes = (encoder.embed_dim, len(encoder.blocks), encoder.num_heads, encoder.mlp_ratio, encoder.eps)
+    with torch.device("meta"):
+        own = MAEEncoder((h, w) if h != w else h, encoder.patch_size, *sizes)
+    own.load_state_dict(state, assign=True)
+    return own.eval(), differences
+
+
+@torch.no_grad()
+def as_mae_st(loaded: Loaded) -> tuple[dict[str, Tensor], list[str]]:
+    """The state of our encoder of clips with a loaded one's weights, and in words what is different in it."""
+    encoder, state, differences = _folded(loaded)
+    if encoder.table == "fixed":
+        table = encoder.positions(*encoder.grid, encoder.steps).unflatten(1, (encoder.steps, -1))  # [1, T, h·w, D]
+        state["pos_embed_spatial"] = table.mean(1)
+        state["pos_embed_temporal"] = table.mean(2) - table.mean((1, 2))[:, None]
+        differences.append("positions become the nearest sum of one for the place and one for the step")
+    if encoder.cls_token is None:
+        state["cls_token"] = state["pos_embed_class"] = state["pos_embed_spatial"].new_zeros(1, 1, encoder.embed_dim)
+        differences.append("a class token of zeros is added")
+    if encoder.eps != 1e-6:
+        differences.append(f"LayerNorm's ε is 1e-6 in place of {encoder.eps:g}")
+    return state, differences
+
+
+def _folded(loaded: Loaded) -> tuple[Encoder, dict[str, Tensor], list[str]]:
+    """The encoder, and its weights with LayerScale, absent biases and an absent norm folded; and what differs then."""
+    encoder, source = loaded.encoder, loaded.weights.path
     if not isinstance(encoder, Encoder):
         raise InputError(
             f"{source} holds {loaded.family.name}, which is no plain vision transformer: it can be evaluated, but none "
@@ -34,17 +63,13 @@ def as_mae(loaded: Loaded) -> tuple[MAEEncoder, list[str]]:
     if hasattr(first.mlp, "gate_last"):
         raise InputError(f"{source} has a gated MLP, which MAE's encoder has not: it can be evaluated, not trained on")
     state = {name: value.clone() for name, value in encoder.state_dict().items()}
-    _fold_pixels(state, encoder)
     _fold_layer_scale(state)
     _add_biases(state, len(encoder.blocks))
-    differences = [*_settle_positions(state, encoder), *_tokens_left_out(state, encoder)]
-    h, w = (side * encoder.patch_size for side in encoder.grid)
-    own = MAEEncoder(
-        (h, w) if h != w else h, encoder.patch_size, encoder.embed_dim, len(encoder.blocks), encoder.num_heads,
-        first.mlp.fc1.out_features / encoder.embed_dim, encoder.eps,
-    )  # fmt: skip
-    own.load_state_dict(state)
-    return own.eval(), differences
+    if "norm.weight" in state:
+        return encoder, state, []
+    state["norm.weight"] = state["blocks.0.norm1.weight"].new_ones(encoder.embed_dim)
+    state["norm.bias"] = torch.zeros_like(state["norm.weight"])
+    return encoder, state, ["a final norm is added"]
 
 
 def _fold_pixels(state: dict[str, Tensor], encoder: Encoder) -> None:

@@ -3,11 +3,14 @@
 import re
 from typing import Any
 
-from mae.formats.family import Family, statistics
+from common.errors import InputError
+from mae.formats import videomae
+from mae.formats.family import Family, fuse_biases, statistics
 from mae.formats.mae import DECODER, mae_decoder
 from mae.formats.opening import State, Weights
 from mae.models_mae_st import fuse_qkv, split_qkv
 
+_KINDS = ("vit", "vit_mae", "vit_msn", "dinov2", "dinov2_with_registers", "ijepa", "videomae")
 _NAMES = (
     (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -18,6 +21,7 @@ _NAMES = (
     (r"^(encoder\.layer|layers|encoder\.layers)\.", "blocks."),
     (r"^decoder\.(decoder_|mask_token)", r"\1"),
     (r"\.attention\.(attention|self)\.(q|k|v)(uery|ey|alue)\.", r".attn.\2."),
+    (r"\.attention\.attention\.(q_bias|v_bias)$", r".attn.\1"),
     (r"\.attention\.(q|k|v)_proj\.", r".attn.\1."),
     (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
@@ -54,7 +58,7 @@ def to_mae(state: State) -> State:
         for pattern, new in _NAMES:
             name = re.sub(pattern, new, name)
         renamed[name] = value
-    return fuse_qkv(renamed)
+    return fuse_biases(fuse_qkv(renamed))
 
 
 def to_transformers(state: State, prefix: str) -> State:
@@ -69,12 +73,27 @@ def to_transformers(state: State, prefix: str) -> State:
 
 
 def _options(weights: Weights) -> dict[str, Any]:
-    eps = weights.setting("layer_norm_eps")
-    return dict(positions="size", eps=1e-12 if eps is None else float(eps), **statistics(weights))
+    kind, activation, eps = (weights.setting(name) for name in ("model_type", "hidden_act", "layer_norm_eps"))
+    if kind not in (None, *_KINDS) or activation not in (None, "gelu"):
+        raise InputError(
+            f"{weights.path} is a model of Transformers of kind {kind!r} with activation {activation!r}; read are "
+            f"those that are plain vision transformers, with gelu: {', '.join(_KINDS)}"
+        )
+    positions = "antialias" if weights.has(r"embeddings\.register_tokens") else "size"
+    return dict(positions=positions, eps=1e-12 if eps is None else float(eps), **statistics(weights))
 
 
 def _fits(weights: Weights) -> bool:
     return weights.has(r"embeddings\.patch_embeddings\.projection\.")
+
+
+def _is_videomae(weights: Weights) -> bool:
+    return _fits(weights) and weights.state["embeddings.patch_embeddings.projection.weight"].ndim == 5
+
+
+def _of_clips(weights: Weights) -> dict[str, Any]:
+    normed = weights.has("(layernorm|fc_norm)")
+    return {**_options(weights), **videomae.grid_options(weights, to_mae(weights.state)), "final_norm": normed}
 
 
 def _is_mae(weights: Weights) -> bool:
@@ -82,4 +101,5 @@ def _is_mae(weights: Weights) -> bool:
 
 
 VITMAE = Family("ViTMAE of Transformers", _is_mae, to_mae, _options, DECODER, "with MAE's decoder", mae_decoder)
+VIDEOMAE = Family("VideoMAE of Transformers", _is_videomae, to_mae, _of_clips, videomae.DECODER, videomae.LEFT_OUT)
 VIT = Family("ViT of Transformers", _fits, to_mae, _options, ("mask_token", "decoder."))

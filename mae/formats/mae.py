@@ -20,7 +20,7 @@ def mae_decoder(family: Family, weights: Weights) -> Decoder:
     """The decoder under MAE's own names, for `CrossDecoder.around`."""
     state = {name: value for name, value in family.rename(weights.state).items() if name.startswith(DECODER)}
     width, depth = state["decoder_embed.weight"].shape[0], _depth(state)
-    heads = heads_of(weights, width, depth, _USUAL.get(width), prefix="decoder_")
+    heads = heads_of(weights, width, depth, None, prefix="decoder_", usual=_USUAL.get(width))
     stated = weights.setting("norm_pix_loss")
     normalised = weights.path.name.startswith("mae_pretrain_") if stated is None else bool(stated)
     return Decoder(state, (width, depth, heads), bool(normalised), kind="mae")
@@ -69,4 +69,3 @@ ENCODER = Family(
     options=_options,
     fixed_positions=True,
 )
-PLAIN = (FAMILY.name, ENCODER.name)  # read by `mae.weights` as they are

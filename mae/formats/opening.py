@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,23 +11,25 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
-from mae.formats.whole_modules import read_whole_module
-from mae.reading import read_checkpoint
+from mae.formats.whole_modules import plain, read_with_stand_ins
+from mae.reading import few, read_checkpoint
 
 State = dict[str, Tensor]
 
-# Under which key a checkpoint keeps a model's tensors. Averaged weights and teachers come first: they are what their
-# authors evaluate, and what a training is kept for.
-_AVERAGED = ("teacher", "model_ema", "state_dict_ema", "ema", "target_encoder")
-_CONTAINERS = (*_AVERAGED, "model", "model_state", "state_dict", "module", "encoder", "backbone", "net", "student")
+# Under which key a checkpoint keeps a model's tensors: one that tells of a teacher or of averaged weights before all
+# others, since they are what their authors evaluate, and what a training is kept for.
+_AVERAGED = re.compile(r"(?:^|[_.])(teacher|ema|target|average)(?=[_.]|$)")
+_CONTAINERS = ("model", "model_state", "state_dict", "module", "encoder", "backbone", "net", "student")
 # Under which key its settings lie.
 _SETTINGS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt")
+_SECTIONS = ("model", "model_cfg", "model_args", "encoder", "config", "args")  # of settings, with an encoder's in them
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # The patch embedding, by which the encoder is found under whatever prefix: timm's name, and Transformers'.
 _EMBEDDINGS = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
 # By which of these files a folder is one model; the last as aweers/replicate_siamMAE saves its modules one by one.
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 FOLDER_FILES = (*_WHOLE, "encoder.pt")
+_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".tar")
 
 
 @dataclass
@@ -62,17 +64,16 @@ def open_weights(path: str | Path) -> Weights:
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
-    config = path.parent / "config.json"
-    beside = _read_json(config) if path.name in _WHOLE and config.is_file() else {}
+    beside = _settings_of(path.parent) if path.name in _WHOLE else {}
     if path.name.endswith(".index.json"):
         return _unwrap(path, _read_shards(path), beside, folder=True)
     try:
         checkpoint = read_checkpoint(path, mmap=True)
     except InputError:
-        whole = read_whole_module(path)
-        if whole is None:
+        read = read_with_stand_ins(path)
+        if read is None:
             raise
-        return _unwrap(path, whole, beside)
+        checkpoint = read
     return _unwrap(path, checkpoint, beside, folder=bool(beside))
 
 
@@ -88,9 +89,8 @@ def _open_folder(path: Path) -> Weights:
             if part.is_file()
             for name, value in read_checkpoint(part, mmap=True).items()
         }
-        config = path / "config.json"
-        return _unwrap(path, joined, _read_json(config) if config.is_file() else {}, folder=True)
-    files = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".pth", ".safetensors", ".bin", ".ckpt"))
+        return _unwrap(path, joined, _settings_of(path), folder=True)
+    files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and not file.name.startswith("."))
     if len(files) == 1:
         return open_weights(files[0])
     inside = f"it holds {len(files)}: {', '.join(f.name for f in files[:6])}" if files else "it holds none"
@@ -100,8 +100,9 @@ def _open_folder(path: Path) -> Weights:
 def _unwrap(path: Path, checkpoint: Mapping[str, Any], beside: Mapping[str, Any], *, folder: bool = False) -> Weights:
     settings = dict(beside)
     for name in _SETTINGS:
-        settings |= _as_dict(checkpoint.get(name))
-    for inner in [v for k in ("model_args", "encoder", "model_cfg") if isinstance(v := settings.get(k), Mapping)]:
+        inside = plain(checkpoint.get(name))
+        settings |= inside if isinstance(inside, Mapping) else {}
+    for inner in [v for k in _SECTIONS if isinstance(v := settings.get(k), Mapping)]:
         settings = {**inner, **settings}
     keys, tensors = _find(checkpoint)
     if not tensors:
@@ -109,7 +110,7 @@ def _unwrap(path: Path, checkpoint: Mapping[str, Any], beside: Mapping[str, Any]
         only = "an optimizer's state and " if {"optimizer", "param_groups"} & set(checkpoint) else ""
         raise InputError(f"{path} holds {only}no weights: expected tensors by name, found {found}")
     averaged = checkpoint.get("averaged")  # of this workspace: only what is averaged, to be laid over the rest
-    chosen = next((key for key in keys if key in _AVERAGED), "")
+    chosen = next((key for key in keys if _AVERAGED.search(key)), "")
     if isinstance(averaged, Mapping) and averaged:
         tensors, chosen = {**tensors, **averaged}, "averaged"
     elif not chosen and keys[-1:] == ["student"]:
@@ -123,23 +124,25 @@ def _unwrap(path: Path, checkpoint: Mapping[str, Any], beside: Mapping[str, Any]
         for name, value in state.items()
         if not name.startswith((prefix, *others))  # others are encoders as well
     }
-    chosen = chosen or next((word for word in _AVERAGED if word in prefix), "")
+    chosen = chosen or (prefix if _AVERAGED.search(prefix) else "")
     half = any(value.dtype in (torch.float16, torch.bfloat16) for value in inside.values())
     epoch = checkpoint.get("epoch")
     return Weights(
         path, {k: v.float() if v.is_floating_point() else v for k, v in {**outside, **inside}.items()},
         settings, epoch if isinstance(epoch, int) else None, chosen, prefix,
-        bare=not keys and not folder, folder=folder, half=half,
+        bare=not folder and (not keys or checkpoint.keys() == {"model", "config"}), folder=folder, half=half,
     )  # fmt: skip
 
 
 def _find(checkpoint: Mapping[str, Any], depth: int = 3) -> tuple[list[str], State]:
     """The keys that lead to the tensors of a model, and the tensors; nothing where there are none."""
-    own = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    own = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if any(name.endswith(".weight") for name in own) and len(own) > len(checkpoint) / 2:
         return [], own
-    for key in _CONTAINERS if depth else ():
-        if isinstance(inner := checkpoint.get(key), Mapping):
+    names = [key for key in checkpoint if isinstance(key, str) and not key.startswith("optim")]
+    averaged, known = (list(filter(fits, names)) for fits in (_AVERAGED.search, _CONTAINERS.__contains__))
+    for key in dict.fromkeys([*averaged, *sorted(known, key=_CONTAINERS.index), *names]) if depth else ():
+        if isinstance(inner := checkpoint[key], Mapping):
             keys, tensors = _find(inner, depth - 1)
             if tensors:
                 return [key, *keys], tensors
@@ -155,14 +158,14 @@ def _encoder_prefixes(state: State) -> tuple[str, list[str]]:
     """What stands before the names of the encoder, and before those of other ones; of several, the teacher is it."""
     found = {name.removesuffix(mark) for mark in _EMBEDDINGS for name in state if f".{name}".endswith(f".{mark}")}
     prefixes = sorted(found, key=len)
-    chosen = next((p for word in ("teacher", "ema", "target", "") for p in prefixes if word in p), "")
+    chosen = next((p for p in prefixes if _AVERAGED.search(p)), prefixes[0] if prefixes else "")
     return chosen, [prefix for prefix in prefixes if prefix != chosen and not chosen.startswith(prefix)]
 
 
-def _as_dict(settings: Any) -> dict[str, Any]:
-    """An `argparse.Namespace`, or a mapping, as a dict; the fields of an inner "model" section beside the others."""
-    values = dict(settings) if isinstance(settings, Mapping) else dict(getattr(settings, "__dict__", {}))
-    return {str(name): value for name, value in values.items()}
+def _settings_of(folder: Path) -> dict[str, Any]:
+    """What config.json and, of Transformers, preprocessor_config.json tell."""
+    files = (folder / name for name in ("preprocessor_config.json", "config.json"))
+    return {name: value for file in files if file.is_file() for name, value in _read_json(file).items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -176,9 +179,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_shards(index: Path) -> State:
-    files = dict.fromkeys(_read_json(index).get("weight_map", {}).values())
-    return dict(item for file in files for item in _items(index.parent / Path(str(file)).name))
-
-
-def _items(path: Path) -> Iterator[tuple[str, Tensor]]:
-    yield from read_checkpoint(path, mmap=True).items()
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{index} names no files: expected a weight_map from names of tensors to files beside it")
+    files = [index.parent / Path(str(file)).name for file in dict.fromkeys(names.values())]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"{index} names {len(files)} files, of which {few(missing)} are missing: get them as well")
+    found: State = {}
+    for file in files:
+        checkpoint = read_checkpoint(file, mmap=True)
+        found |= checkpoint.get("model", checkpoint)
+    if absent := [name for name in names if name not in found]:
+        raise InputError(f"{index}: its files hold no {few(absent)}: get them again")
+    return found

@@ -69,7 +69,7 @@ def _rename(name: str) -> str:
 def _decoder(family: Family, weights: Weights) -> Decoder:
     state: dict[str, Tensor] = to_ours(weights.state)
     width, depth = state["embed.weight"].shape[0], len({n.split(".")[1] for n in state if n.startswith("blocks.")})
-    heads = heads_of(weights, width, depth, _USUAL.get(width), prefix="decoder_")
+    heads = heads_of(weights, width, depth, None, prefix="decoder_", usual=_USUAL.get(width))
     stated = weights.setting("norm_pix_loss")
     ratio = weights.setting("mask_ratio")
     return Decoder(

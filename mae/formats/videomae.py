@@ -6,7 +6,10 @@ Pre-training keeps the encoder under `encoder.`; fine-tuned files have it bare, 
 from typing import Any
 
 from mae.formats.family import Family, fuse_biases, image_size
-from mae.formats.opening import Weights
+from mae.formats.opening import State, Weights
+
+DECODER = ("decoder", "encoder_to_decoder.", "mask_token")
+LEFT_OUT = "decoder left out: self-attention over the hidden tubelets of a clip"
 
 
 def _fits(weights: Weights) -> bool:
@@ -14,9 +17,9 @@ def _fits(weights: Weights) -> bool:
     return clips and weights.has(r"blocks\.0\.attn\.qkv") and not weights.has("(pos_embed|cls_token)")
 
 
-def _options(weights: Weights) -> dict[str, Any]:
+def grid_options(weights: Weights, state: State) -> dict[str, Any]:
     """The grid of the table: from the settings, else the 8×14×14 of all public models with patches of 16, else none."""
-    _, _, t, patch, _ = weights.state["patch_embed.proj.weight"].shape
+    _, _, t, patch, _ = state["patch_embed.proj.weight"].shape
     window = weights.setting("window_size")
     size, frames = image_size(weights), weights.setting("num_frames", "frames")
     known = size is not None or patch == 16
@@ -32,7 +35,7 @@ FAMILY = Family(
     "VideoMAE",
     _fits,
     rename=fuse_biases,
-    options=_options,
-    others=("decoder.", "encoder_to_decoder.", "mask_token"),
-    left_out="decoder left out: self-attention over the hidden tubelets of a clip",
+    options=lambda weights: grid_options(weights, weights.state),
+    others=DECODER,
+    left_out=LEFT_OUT,
 )

@@ -17,6 +17,7 @@ from mae.models_mae import ARCHITECTURES, MAEEncoder, MaskedAutoencoderViT
 from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, fuse_qkv, inflate, split_qkv
 from mae.patches import IMAGENET_MEAN, IMAGENET_STD, masked_loss, normalize, patchify, patchify_clip
 from mae.weights import PUBLIC_WEIGHTS_ST, load_pretrained_st
+from tests import foreign
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FRAMES = {"mae_st_tiny": 8, "mae_st_16frames": 16}
@@ -285,6 +286,34 @@ def test_image_weights_are_inflated_on_load(tmp_path, arch, capsys):
     assert "inflated" in capsys.readouterr().out
     with pytest.raises(InputError, match="none of the size of mae_st_vit_huge_patch16 to inflate"):
         load_pretrained_st(tmp_path / "mae_pretrain_vit_large.pth", "mae_st_vit_huge_patch16")
+
+
+@pytest.mark.parametrize("name", ["videomae", "mae3d"])
+@torch.no_grad()
+def test_clip_models_of_others_are_started_from(name, tmp_path, monkeypatch, capsys):
+    """MAE3D's encoder is ours; VideoMAE's has no class token, and positions that are no sum of place and step."""
+    recorded = foreign.golden(name)
+    width, heads = (48, 4) if name == "videomae" else (40, 5)
+    sizes = dict(TINY, embed_dim=width, num_heads=heads)
+    arch = "mae_st_vit_small_patch16"
+    monkeypatch.setitem(ARCHITECTURES_ST, arch, lambda **kw: SpatiotemporalMAE(**{**sizes, **kw}))
+    args = dict(img_size=[16, 40]) if name == "videomae" else {}
+    model = load_pretrained_st(
+        recorded.write(tmp_path, num_frames=recorded.video("clip").shape[1], **args), arch
+    ).eval()
+    said = capsys.readouterr().out
+    assert "the decoder starts untrained" in said and model.pixel_mean == IMAGENET_MEAN
+    assert ("the nearest sum of one for the place and one for the step; a class token" in said) == (name == "videomae")
+    features = model.encode_clip(recorded.video("clip"))
+    if name == "mae3d":
+        close(features, recorded["features"], atol=5e-5)
+    else:
+        theirs = recorded["positions_encoder"][0]
+        close(model.positions("pos_embed", model.steps, model.grid).mean(0), theirs.mean(0), atol=1e-5)
+        assert features.shape == recorded["features"].shape
+    sizes["num_heads"] = heads * 2
+    with pytest.raises(InputError, match=f"attention of {heads} heads, and {arch} of {heads * 2}"):
+        load_pretrained_st(f"{tmp_path / 'checkpoint-399.pth'},num_heads={heads}", arch)
 
 
 def test_names_without_weights(tmp_path):

@@ -137,6 +137,12 @@ def test_other_bytes(tmp_path, content, words):
     assert words in refused(tmp_path / "a.pth")
 
 
+def test_zeros_that_pack_well_are_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**28 + 1))
+    assert "the pickle in it unpacks to 268,435,457 bytes" in refused(tmp_path / "a.pth")
+
+
 def test_other_archives(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("folder/readme.txt", "no weights")
@@ -176,6 +182,7 @@ def test_whole_models_are_refused_with_the_way_to_convert_them(tmp_path, save):
     save(nn.Sequential(nn.Linear(2, 3)), tmp_path / "a.pth")
     message = refused(tmp_path / "a.pth")
     assert "is a whole pickled model" in message and "model.state_dict()" in message
+    assert ("before torch 1.6" in message) == (save is SAVE["legacy"])
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -293,7 +300,7 @@ def test_a_file_without_decoder_says_so_and_leaves_the_decoder_fresh(tmp_path, s
     model = load_pretrained(tmp_path, BASE)
     assert_holds(model, encoder_of(state) | {name: fresh[name] for name in fresh if name not in encoder_of(state)})
     assert not model.decoder_is_pretrained
-    assert "mae_pretrain_vit_base.pth holds an encoder only" in capsys.readouterr().out
+    assert "mae_pretrain_vit_base.pth: MAE, encoder only" in capsys.readouterr().out
 
 
 def test_half_a_decoder_is_refused(tmp_path, state):

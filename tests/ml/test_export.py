@@ -16,9 +16,9 @@ from cli.main import main
 from common.errors import InputError
 from mae.formats import load, load_encoder
 from mae.models_mae import MAEEncoder, MaskedAutoencoderViT
-from mae.models_mae_st import SpatiotemporalMAE
+from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE
 from mae.patches import normalize
-from mae.weights import load_pretrained
+from mae.weights import load_pretrained, load_pretrained_st
 from ml.export import WRITERS, write_folder
 from ml.foreign import open_model
 from ml.SiamMAE import SiamMAE
@@ -109,6 +109,20 @@ def test_mae_and_mae_st_under_their_public_names(mae, clips, tmp_path):
     assert all(torch.equal(value, own[name]) for name, value in loaded.encoder.state_dict().items())
 
 
+def test_a_mae_st_as_a_folder_of_the_hub(clips, tmp_path, monkeypatch):
+    """Transformers has no such model: our configuration, the public names, a card."""
+    write_folder(clips, tmp_path / "out", "hf", {"run": "mine"}, licence="cc-by-4.0")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "mae_st"
+    assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert_same(clips.public_state_dict(), state)
+    loaded, images = load(tmp_path / "out"), torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    torch.testing.assert_close(loaded.encoder.encode(images), clips.encode(images), **close)
+    arch = "mae_st_vit_small_patch16"
+    monkeypatch.setitem(ARCHITECTURES_ST, arch, lambda **kw: SpatiotemporalMAE(**{**clips.architecture, **kw}))
+    assert_same(clips.state_dict(), load_pretrained_st(tmp_path / "out", arch).state_dict())
+
+
 @torch.no_grad()
 def test_timm_opens_the_folder_with_our_pixel_statistics(pairs, images, tmp_path):
     write_folder(pairs, tmp_path / "out", "timm", {}, licence="cc-by-nc-4.0")
@@ -180,8 +194,8 @@ def test_jax_gives_the_same_features(pairs, tmp_path):
 
 
 def test_formats_without_clips_say_so(clips, tmp_path):
-    for to in ("timm", "hf", "jax"):
-        with pytest.raises(InputError, match="a model of clips.*--to public"):
+    for to in ("timm", "jax"):
+        with pytest.raises(InputError, match="a model of clips.*--to public, hf and onnx"):
             write_folder(clips, tmp_path / "out", to, {})
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
