@@ -166,7 +166,7 @@ class Encoder(nn.Module):
         index = torch.arange(math.prod(own), dtype=torch.float64)
         angles = index[:, None] / 10_000 ** (2 * (torch.arange(self.embed_dim) // 2).double() / self.embed_dim)
         angles[:, 0::2], angles[:, 1::2] = angles[:, 0::2].sin(), angles[:, 1::2].cos()
-        table = angles.float().to(self.patch_embed["proj"].weight.device).unflatten(0, own)
+        table = angles.float().to(next(self.parameters()).device).unflatten(0, own)
         if own != (steps, h, w):
             table = F.interpolate(table.permute(3, 0, 1, 2)[None], (steps, h, w), mode="trilinear")[0].permute(
                 1, 2, 3, 0

@@ -235,7 +235,7 @@ def _table(weights: Weights, stored: int, patch: int, class_token: bool) -> tupl
 def image_size(weights: Weights) -> tuple[int, int] | None:
     """(H, W) of the images in training, where the settings tell it."""
     of_timm = weights.settings.get("pretrained_cfg") or {}
-    size = weights.setting("img_size", "image_size", "input_size") or of_timm.get("input_size")
+    size: Any = weights.setting("img_size", "image_size", "input_size") or of_timm.get("input_size")
     size = [size, size] if isinstance(size, int) else size
     fits = isinstance(size, list | tuple) and len(size) >= 2 and all(isinstance(x, int) for x in size)
     return (size[-2], size[-1]) if fits else None
