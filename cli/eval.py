@@ -75,7 +75,8 @@ def main(
         out: folder of the results, new or of the same run: JSON, CSV, and pictures
         source: a run, <run>/<epoch>, any file or folder of weights (siammae weights inspect FILE tells what it is),
             untrained:CHECKPOINT, pixels, random, mae:PATH, mae_st:PATH, one_tubelet:MAE-ST, timm:NAME, timm:NAME@FILE,
-            jax:FILE, or a control: copy, oracle, oracle:SOURCE (oracle alone: the features of pixels)
+            jax:FILE, decoder:RUN (its cross-attention), or a control: copy, oracle, oracle:SOURCE (oracle alone: the
+            features of pixels)
         protocol: where the defaults of the flags --size to --min-max come from
         sequences: only these videos
         frames: only the first so many frames of each video

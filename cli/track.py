@@ -40,7 +40,8 @@ def main(
         threshold: what is at least as bright in the mask (0 to 255) is the one object: for JPEGs and soft edges
         out: folder for overlay.mp4 and masks/; default: <video's name>_tracked, here
         source: features: a run, <run>/<epoch>, any file or folder of weights (siammae weights inspect FILE),
-            untrained:CHECKPOINT, pixels, random, mae:PATH, mae_st:PATH, timm:NAME, timm:NAME@FILE or jax:FILE
+            untrained:CHECKPOINT, pixels, random, mae:PATH, mae_st:PATH, timm:NAME, timm:NAME@FILE, jax:FILE or
+            decoder:RUN
         batch: frames to encode at once
         root: folder that holds checkpoints/
         device: cuda, mps, cpu; default: the best there is
