@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 from common.errors import InputError
 
+SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write(file)` on a temporary neighbour of `path`, flush it to the disk and rename it to `path`.
@@ -104,6 +106,11 @@ def decode_text(data: bytes) -> str:
         except UnicodeDecodeError:
             text = data.decode("latin-1")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: what macOS, Jupyter, Windows and Synology put beside theirs."""
+    return name.startswith(".") or name in SYSTEM
 
 
 def existing_path(folder: str | Path, name: str) -> str:

@@ -26,7 +26,8 @@ from common.errors import InputError
 from dataset_loader.decoding import DecodeError
 from dataset_loader.pairings import Pairing, boxes, parse_pairing
 from dataset_loader.random_temporal_subsample import RandomClip, RandomTemporalSubsample, TemporalSampler, WithSecond
-from dataset_loader.sources import PictureFiles, Source, VideoFiles, WithPictures, open_source
+from dataset_loader.sources import Clip, PictureFiles, Source, VideoFiles, WithPictures, open_source
+from dataset_loader.times import at_least
 from dataset_loader.transforms import Augmentation, View, apply_view, centre_view, draw_colours
 from dataset_loader.workers import Key
 from mae.schedule import Phase, Schedule
@@ -197,7 +198,7 @@ class PairDataset(Dataset):
         with self.source.open(number) as clip:
             try:  # each of these says what the clip lacks: another stands in for it
                 pairings = [mix.pick(generator, len(clip.times) < 2) for _ in range(self.temporal.repeated_sampling)]
-                numbers = self._numbers(clip.times, generator)
+                numbers = self._numbers(clip, generator)
             except InputError as error:
                 raise DecodeError(clip.path, str(error)) from error
             for row, pairing in zip(numbers, pairings, strict=True):
@@ -215,11 +216,21 @@ class PairDataset(Dataset):
             "box": torch.stack([boxes([view.crop for view in row]) for row in views]),
         }
 
-    def _numbers(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def _numbers(self, clip: Clip, generator: np.random.Generator) -> np.ndarray:
         """int64 [R, F], numbers of frames; of a single picture all are 0."""
-        if len(times) > 1:
-            return self.temporal.draw(times, generator)
-        return np.zeros((self.temporal.repeated_sampling, self.temporal.frames), dtype=np.int64)
+        times, shortest = clip.times, self.temporal.shortest
+        if len(times) < 2:
+            return np.zeros((self.temporal.repeated_sampling, self.temporal.frames), dtype=np.int64)
+        if getattr(clip, "assumed", False) and (slower := at_least(times, shortest)) is not times:
+            times = slower
+            if "assumed" not in self._said:
+                self._said.add("assumed")
+                log.warning(
+                    "%s: nothing tells the times of its %d pictures, which at the assumed rate last less than %.3g s; "
+                    "a slower one is assumed, so that the first and the last are used (said once)",
+                    clip.path, len(times), shortest,
+                )  # fmt: skip
+        return self.temporal.draw(times, generator)
 
     def _views(
         self, pairing: Pairing, height: int, width: int, frames: int, generator: np.random.Generator

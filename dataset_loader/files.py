@@ -11,6 +11,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from common.errors import InputError
+from common.files import is_hidden
 
 # fmt: off
 SUFFIXES = {
@@ -20,7 +21,7 @@ SUFFIXES = {
 # fmt: on
 
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+IMAGE_SUFFIXES = {".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 PACKED_SUFFIX = ".tar"
 NUMBERED = re.compile(r"(.*?)(\d+)(\.[^.]+)", re.DOTALL)
 # A folder whose first entries are all numbered pictures holds nothing else: reading all of them, in 240,000 folders,
@@ -96,12 +97,12 @@ def search(top: str) -> Found:
             looked_at += entries
         names = {entry.name for entry in looked_at}
         has_frames = "JPEGImages" in names
-        tars = {name for name in names if name.endswith(PACKED_SUFFIX) and name[0] != "."}
+        tars = {name for name in names if name.endswith(PACKED_SUFFIX) and not is_hidden(name)}
         if any(index_of(name) in names for name in tars):
             found.shards.extend(os.path.join(folder, name) for name in tars)
         for entry in looked_at:
             suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.name[0] == ".":
+            if is_hidden(entry.name):
                 continue
             if has_frames and entry.name.startswith("Annotations"):
                 found.masks.append(entry.path)
@@ -132,10 +133,11 @@ def find_videos(source: str | Path | Iterable[str | Path]) -> list[str]:
         return sorted([*files, *(path for folder in folders for path in find_videos(folder))])
     if not os.path.isdir(source):
         raise InputError(f"{source} is not a folder; give a folder of videos, or a list of files")
-    videos = search(str(source)).videos
-    if not videos:
-        raise InputError(f"{source} holds no video (looked below it for {' '.join(sorted(SUFFIXES))})")
-    return videos
+    found = search(str(source))
+    if not found.videos:
+        others = f"; {found.folders[0]} holds pictures, which need none of this" if found.folders else ""
+        raise InputError(f"{source} holds no video (looked below it for {' '.join(sorted(SUFFIXES))}){others}")
+    return found.videos
 
 
 def files_and_folders(listed: Iterable[str | Path]) -> tuple[list[str], list[str]]:

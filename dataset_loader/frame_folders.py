@@ -2,8 +2,9 @@
 
 The times of the frames come from `times.txt` in the folder, one time in seconds a line for each picture in their
 order; without it the pictures are taken to be 1/fps apart by their numbers, so that a missing one leaves its gap.
-Numbers that are clock readings are told by their size and their distances: nanoseconds to seconds since 1970 (EuRoC),
-seconds with a fraction (TUM). Those that make no sensible rate count as the order alone, 1/fps apart, which is logged.
+Names that are clock readings are told by their form, size and distances: nanoseconds to seconds since 1970 (EuRoC),
+seconds with a fraction (TUM), a date with the time of day. Numbers that make no sensible rate count as the order alone,
+1/fps apart, which is logged.
 """
 
 import logging
@@ -12,6 +13,8 @@ import re
 import stat
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +28,11 @@ from dataset_loader.times import usual_spacing
 
 TIMES_FILE = "times.txt"
 DECIMAL = re.compile(r"(.*?)(\d+\.\d+)(\.[^.]+)", re.DOTALL)
+DATED = re.compile(
+    r"(.*?)(?<!\d)((?:19|20)\d\d)[-_.]?(\d\d)[-_.]?(\d\d)[-_.T ]*(\d\d)[-_.:h]?(\d\d)[-_.:m]?(\d\d)"
+    r"(?:[-_.,]?(\d{3}|\d{6}|\d{9}))?(\.[^.]+)",
+    re.DOTALL,
+)
 EPOCH = 10**9  # a number of so many digits is no frame's, but a time since 1970, in one of these units by its digits
 UNITS = {10: (1.0, "seconds"), 13: (1e-3, "milliseconds"), 16: (1e-6, "microseconds"), 19: (1e-9, "nanoseconds")}
 LONGEST = 1.0  # seconds from a picture to the next, usually: more makes no sensible rate
@@ -37,7 +45,8 @@ class FrameClip:
     """One folder of pictures, opened: its `times`, and `frames` of it. Use it as a context manager.
 
     template: which pictures, such as "img_{:05d}.jpg"; None finds out. first, last: take only these numbers, both
-    included. Raises DecodeError if there are none, or the template is needed because there are several kinds.
+    included. assumed: whether the times are only their numbers, or their order, at `fps`. Raises DecodeError if there
+    are none, or the template is needed because there are several kinds.
     """
 
     def __init__(
@@ -70,8 +79,9 @@ class FrameClip:
     def _times(self, fps: float) -> np.ndarray:
         """Of all pictures, float64 in seconds."""
         path = os.path.join(self.path, TIMES_FILE)
+        self.assumed = False
         if not os.path.exists(path):
-            times, told = times_of(self.numbers, fps)
+            times, self.assumed, told = times_of(self.numbers, fps)
             if told and told not in _told:
                 _told.add(told)
                 log.warning("%s: %s (said once)", self.path, told)
@@ -87,24 +97,25 @@ class FrameClip:
         return times
 
 
-def times_of(numbers: np.ndarray, fps: float) -> tuple[np.ndarray, str]:
-    """Times in seconds of pictures with these ascending numbers, and what is to be said of how they were found.
-
-    Empty if the numbers are those of frames at `fps`.
+def times_of(numbers: np.ndarray, fps: float) -> tuple[np.ndarray, bool, str]:
+    """Times in seconds of pictures with these ascending numbers, whether `fps` is their only source, and what is to be
+    said of how they were found: nothing if the numbers are those of frames.
     """
     since = np.array([float(number - numbers[0]) for number in numbers])
     usual = usual_spacing(since)
-    if numbers.dtype == np.float64:
-        return since, f"its pictures are named by seconds, {1 / usual:.3g} a second"
-    if usual <= 1 or (numbers[0] < EPOCH and usual <= LONGEST * fps):
-        return since / fps, ""
     unit, name = UNITS.get(len(str(numbers[0])), (0.0, ""))
-    if numbers[0] >= EPOCH and 1e-3 <= usual * unit <= LONGEST:
-        return since * unit, f"its pictures are named by {name}, {1 / (usual * unit):.3g} a second"
-    return np.arange(len(numbers)) / fps, (
+    by_clock = numbers[0] >= EPOCH and 1e-3 <= usual * unit <= LONGEST and (usual > 1 or unit == 1)
+    if numbers.dtype == np.float64:
+        by_clock, unit, name = True, 1.0, "the time"
+    if by_clock:
+        return since * unit, False, f"its pictures are named by {name}, {1 / (usual * unit):.3g} a second"
+    if usual <= 1 or (numbers[0] < EPOCH and usual <= LONGEST * fps):
+        return since / fps, True, ""
+    said = (
         f"the numbers of its pictures ({numbers[0]}, {numbers[1]} …) make no sensible rate; they are taken as the "
         f"order alone, at fps={fps:g}; write {TIMES_FILE} beside them if that is wrong"
     )
+    return np.arange(len(numbers)) / fps, True, said
 
 
 class Numbered(NamedTuple):
@@ -134,9 +145,9 @@ def find_numbers(folder: str, template: str | None = None) -> Numbered:
         f"{_escaped(prefix)}{{:0{min(width for _, width, _ in kind)}d}}{_escaped(end)}"
         for (prefix, end), kind in kinds.items()
     )
+    if template is None and (timed := _clock_readings([name for kind in kinds.values() for *_, name in kind])):
+        return timed
     if len(found) > 1:
-        if timed := _seconds([name for kind in kinds.values() for _, _, name in kind]):
-            return timed
         raise DecodeError(
             folder, f"holds pictures of several kinds: {', '.join(found[:4])}; name one by its template (--template)"
         )
@@ -147,19 +158,43 @@ def find_numbers(folder: str, template: str | None = None) -> Numbered:
     return Numbered(template or found[0], numbers, [name for _, _, name in ordered])
 
 
-def _seconds(names: list[str]) -> Numbered | None:
-    """Names that are seconds with a fraction, as 1305031102.175304.png, if these make a sensible rate."""
-    parts = [DECIMAL.fullmatch(name) for name in names]
-    kinds = {(part[1], part[3]) for part in parts if part}
-    if None in parts or len(kinds) > 1:
+def _clock_readings(names: list[str]) -> Numbered | None:
+    """Names that are dates with the time of day, or seconds with a fraction (1305031102.175304.png): in seconds.
+
+    None if one is neither, or they make no sensible rate: fractions may count frames (v1.0001.png).
+    """
+    found = []
+    for name in names:
+        if not (read := _seconds(name)) or (found and read[0] != found[0][0]):
+            return None
+        found.append((*read, name))
+    kind = found[0][0]
+    found.sort()
+    numbers = np.array([seconds for _, seconds, _ in found])
+    usual = usual_spacing(numbers)
+    counted = np.ptp(numbers // 1) == 0 and (numbers[0] < EPOCH or usual < 2e-3)  # frames, all of one second
+    if counted or usual < 1e-3 or not (kind.dated or usual <= LONGEST) or not np.diff(numbers).all():
         return None
-    ordered = sorted((float(part[2]), name) for part, name in zip(parts, names, strict=True) if part)
-    numbers = np.array([number for number, _ in ordered])
-    ((prefix, end),) = kinds
-    fits = 1e-3 <= usual_spacing(numbers) <= LONGEST and np.diff(numbers).all()
-    return (
-        Numbered(f"{_escaped(prefix)}{{:f}}{_escaped(end)}", numbers, [name for _, name in ordered]) if fits else None
-    )
+    return Numbered(f"{_escaped(kind.prefix)}{{:f}}{_escaped(kind.end)}", numbers, [name for *_, name in found])
+
+
+class _Kind(NamedTuple):
+    """What precedes and follows the time in a name, and whether it is a date."""
+
+    prefix: str
+    end: str
+    dated: bool
+
+
+def _seconds(name: str) -> tuple[_Kind, float] | None:
+    if parts := DATED.fullmatch(name):
+        prefix, *numbers, fraction, end = parts.groups()
+        with suppress(ValueError):  # no such day
+            time = datetime(*map(int, numbers), tzinfo=UTC).timestamp()  # type: ignore[arg-type, misc]
+            return _Kind(prefix, end, True), time + float(f"0.{fraction or 0}")
+    if parts := DECIMAL.fullmatch(name):
+        return _Kind(parts[1], parts[3], False), float(parts[2])
+    return None
 
 
 def read_regular(path: str, video: str) -> bytes:

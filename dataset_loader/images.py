@@ -28,12 +28,8 @@ def decode_image(data: bytes, place: Callable[[int, int], np.ndarray] | None = N
             if colours != "CMYK":
                 return simplejpeg.decode_jpeg(data, "RGB", buffer=place(height, width) if place else None)
         with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(eight_bit(image).convert("RGB"))
-    except (
-        OSError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # Pillow's, of broken PNGs
+            pixels = np.asarray(to_rgb(image))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, of broken PNGs
         raise ValueError(str(error)) from error
     if place is None:
         return pixels
@@ -42,11 +38,19 @@ def decode_image(data: bytes, place: Callable[[int, int], np.ndarray] | None = N
     return placed
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bit in 8 bit, its brightest value 65535 as 255; any other as it is."""
-    if not image.mode.startswith("I") and image.mode != "F":
-        return image
-    return Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture as RGB of 8 bit: grey of 16 bit by its brightest value, 65535, transparent parts on black.
+
+    Raises ValueError for numbers whose white nobody knows.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def decode_numbered(path: str, numbers: Sequence[int] | np.ndarray, read: Callable[[int], bytes]) -> np.ndarray:

@@ -101,7 +101,7 @@ class Ledger:
         )
 
     def __str__(self) -> str:
-        return f"{len(self)} clips of the ledger {self.path}, at fps={self.fps:g} where no times.txt is beside them"
+        return f"{len(self)} clips of the ledger {self.path}, at fps={self.fps:g} where nothing tells their times"
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:

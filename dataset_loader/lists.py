@@ -13,7 +13,7 @@ from common.files import existing_path, read_text
 from dataset_loader.files import PACKED_SUFFIX, SUFFIXES, search
 
 _ENDS = "|".join(re.escape(suffix) for suffix in sorted({*SUFFIXES, PACKED_SUFFIX}))
-LINE = re.compile(rf'\s*"?(?P<path>.+?(?:{_ENDS}))"?(?P<label>\s*[\s,;].*)?', re.IGNORECASE)
+LINE = re.compile(rf"""\s*["']?(?P<path>.+?(?:{_ENDS}))["']?(?P<label>\s*[\s,;].*)?""", re.IGNORECASE)
 
 
 def read_list(path: str | Path) -> tuple[list[str], str] | None:
@@ -33,12 +33,14 @@ def read_list(path: str | Path) -> tuple[list[str], str] | None:
         del lines[0]  # a header
     found, labels = [], 0
     for number, line in lines:
-        parts = LINE.fullmatch(line)
-        whole = existing_path(folder, line)
-        if not parts and not os.path.exists(whole):
+        whole = existing_path(folder, line.strip())
+        if os.path.exists(whole):  # whatever its name looks like
+            found.append(whole)
+        elif parts := LINE.fullmatch(line):
+            found.append(existing_path(folder, parts["path"]))
+            labels += bool((parts["label"] or "").strip(" \t,;"))
+        else:
             raise InputError(f"{path}, line {number}: {line!r} names no video; expected a path, and perhaps a label")
-        labels += bool(parts and (parts["label"] or "").strip(" \t,;"))
-        found.append(existing_path(folder, parts["path"]) if parts else whole)
     return found, f" ({labels} labels in {path} are left out)" if labels else ""
 
 

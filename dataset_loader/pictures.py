@@ -1,6 +1,6 @@
 """Single pictures as data: each is a video of one frame, of which pairings such as `crops` and `shifted` make pairs.
 
-JPEG, PNG, WebP and TIFF, turned upright as their EXIF says, grey and 16 bit as RGB in 8 bit.
+JPEG, PNG, WebP, TIFF and BMP, turned upright as their EXIF says, grey and 16 bit as RGB in 8 bit.
 """
 
 import os
@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from common.files import is_hidden
 from dataset_loader.decoding import DecodeError
-from dataset_loader.images import eight_bit
+from dataset_loader.files import IMAGE_SUFFIXES
+from dataset_loader.images import to_rgb
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 SHORT_SIDE = 512  # pictures are shrunk to this: more than any crop needs, and a hundred times quicker to cut than 24 MP
 PIXELS = 200_000_000  # a picture with more is refused: one such takes 600 MB
 
@@ -46,7 +47,10 @@ def decode_picture(path: str, short_side: int = SHORT_SIDE) -> np.ndarray:
             shrink = min(image.size) / short_side
             if shrink > 1:
                 image.draft(None, (image.width * short_side // min(image.size), short_side))  # JPEG: decode less
-            picture = ImageOps.exif_transpose(_eight_bit(image))
+            exif = image.getexif()  # what is converted may have lost it
+            picture = to_rgb(image)
+            picture.info["exif"] = exif.tobytes()
+            picture = ImageOps.exif_transpose(picture)
             shrink = min(picture.size) / short_side
             if shrink > 1:
                 size = (max(1, round(picture.width / shrink)), max(1, round(picture.height / shrink)))
@@ -63,19 +67,7 @@ def find_pictures(folder: str | Path) -> list[str]:
     found, entered = [], set()
     for top, below, names in os.walk(folder, followlinks=True):
         entered.add(os.path.realpath(top))
-        below[:] = [n for n in below if n[0] != "." and os.path.realpath(os.path.join(top, n)) not in entered]
-        found += [os.path.join(top, n) for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in PICTURES]
+        below[:] = [n for n in below if not is_hidden(n) and os.path.realpath(os.path.join(top, n)) not in entered]
+        pictures = (n for n in names if not is_hidden(n) and os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES)
+        found += [os.path.join(top, n) for n in pictures]
     return sorted(found)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """RGB in 8 bit; of 16 bit the upper half, transparent parts on black. Keeps the EXIF."""
-    if image.mode.startswith("I") or image.mode == "F":
-        converted = eight_bit(image).convert("RGB")
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        converted = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), picture).convert("RGB")
-    else:
-        converted = image.convert("RGB")
-    converted.info["exif"] = image.getexif().tobytes()
-    return converted

@@ -6,6 +6,7 @@ comparing, and for who has a pipeline of pytorchvideo's already.
 """
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +23,8 @@ from dataset_loader.random_temporal_subsample import RandomTemporalSubsample
 # What pytorchvideo imports, and what torchvision has in its place since 0.17.
 ALIAS = "torchvision.transforms.functional_tensor"
 ORIGINAL = "torchvision.transforms._functional_tensor"
+
+log = logging.getLogger(__name__)
 
 
 def import_pytorchvideo(name: str) -> ModuleType:
@@ -88,8 +91,12 @@ class _Prepare:
         self._temporal = temporal
         self._transform = transform
 
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any] | None:
         video = sample["video"]  # [C, N, H, W]
         times = np.arange(video.shape[1]) * (self._clips.seconds / video.shape[1])
-        video = self._temporal(video, times)
+        try:
+            video = self._temporal(video, times)
+        except InputError as error:
+            log.warning("%s %s; it is left out", sample.get("video_name", "a video"), error)
+            return None  # theirs then goes on with the next video
         return {**sample, "video": video if self._transform is None else self._transform(video)}

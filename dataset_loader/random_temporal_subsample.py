@@ -9,14 +9,15 @@ Legend: N frames of a video, R samples drawn from it, F frames of a sample, K fu
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from common.errors import InputError
-from dataset_loader.times import runs, usual_spacing
+from dataset_loader.times import at_least, runs, usual_spacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Containers round presentation times to milliseconds: a gap that is longer than the clip by less than this still fits.
 TOLERANCE = 1e-3
@@ -30,6 +31,7 @@ class TemporalSampler(Protocol):
     repeated_sampling: int  # R
     frames: int  # F
     futures: int  # pairs in a sample: K, or 1 of a clip
+    shortest: float  # seconds from the first frame of the shortest sample to its last
 
     def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """int64 [R, F]: numbers into `times` (seconds, ascending within their runs)."""
@@ -71,6 +73,7 @@ class RandomTemporalSubsample:
         self.fps = fps
         self.futures = futures
         self.frames = 1 + futures
+        self.shortest = least / fps
         self._all_gaps = np.arange(least, most + 1) / fps  # seconds
 
     def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -78,21 +81,22 @@ class RandomTemporalSubsample:
 
         Each gap is uniform among those that fit the clip, whatever the others; f1 is uniform over where all of them
         fit, each frame with the share of time around it; a future is the frame nearest to f1's time plus its gap.
-        Nothing is drawn across a pause or a reset of the clock, and no real gap is more than half a frame outside
-        min_gap…max_gap. A whole video shorter than the smallest gap gives its first and last frame. Raises InputError
-        if that leaves nothing.
+        Nothing is drawn across a pause or a reset of the clock, and no gap is more than half a frame outside
+        min_gap…max_gap. Raises InputError if that leaves nothing.
         """
         clock = _Clock(times)
-        gaps = self._all_gaps[self._all_gaps <= clock.longest + TOLERANCE]
-        samples = np.empty((self.repeated_sampling, self.frames), dtype=np.int64)
-        if len(gaps) == 0 and len(clock.runs) == 1:
-            samples[:, 0], samples[:, 1:] = 0, len(times) - 1
-            return samples
-        for sample in samples:
-            sample[:] = self._sample(clock, gaps, generator)
-        return samples
+        samples = [self._sample(clock, generator) for _ in range(self.repeated_sampling)]
+        return np.array(samples, dtype=np.int64)
 
-    def _sample(self, clock: "_Clock", gaps: np.ndarray, generator: np.random.Generator) -> list[int]:
+    def pasts(self, times: np.ndarray) -> np.ndarray:
+        """Which frames can be the past of a pair: bool [N]."""
+        if len(times) < 2:
+            return np.zeros(len(times), dtype=bool)
+        clock = _Clock(times)
+        return np.logical_or.reduce([self._partners(clock, gap)[1] for gap in self._all_gaps])
+
+    def _sample(self, clock: "_Clock", generator: np.random.Generator) -> list[int]:
+        gaps = self._all_gaps[self._all_gaps <= clock.longest + TOLERANCE]
         for attempt in range(TRIES):
             if len(gaps) == 0:
                 break
@@ -122,10 +126,7 @@ class RandomTemporalSubsample:
         """The exact distribution that `draw` follows with K = 1: float64 [N, N], the probability of (past, future)."""
         clock = _Clock(times)
         table = np.zeros((len(times), len(times)))
-        gaps = self._all_gaps[self._all_gaps <= clock.longest + TOLERANCE]
-        if len(gaps) == 0 and len(clock.runs) == 1:
-            table[0, -1] = 1
-        drawn = [self._partners(clock, gap) for gap in gaps]
+        drawn = [self._partners(clock, gap) for gap in self._all_gaps]
         drawn = [(partners, allowed) for partners, allowed in drawn if allowed.any()]
         for partners, allowed in drawn:
             shares = clock.widths * allowed
@@ -133,15 +134,17 @@ class RandomTemporalSubsample:
         return table
 
     def __call__(
-        self, video: Tensor, times: np.ndarray | None = None, generator: np.random.Generator | None = None
-    ) -> Tensor:
+        self, video: "Tensor", times: np.ndarray | None = None, generator: np.random.Generator | None = None
+    ) -> "Tensor":
         """Reduce the temporal dimension of a video to the frames of a sample; R > 1 samples get a leading dimension.
 
-        times: seconds of its frames; without them its frames are taken to be 1/fps apart. generator: without one,
-        a new one is seeded from torch's, so that torch's seed decides.
+        times: seconds of its frames; without them its frames are taken to be 1/fps apart, or farther, so that the
+        smallest gap fits. generator: without one, a new one is seeded from torch's, so that torch's seed decides.
         """
+        import torch
+
         if times is None:
-            times = np.arange(video.shape[self.temporal_dim]) / self.fps
+            times = at_least(np.arange(video.shape[self.temporal_dim]) / self.fps, self.shortest)
         if len(times) != video.shape[self.temporal_dim]:
             raise InputError(f"{len(times)} times were given for {video.shape[self.temporal_dim]} frames of a video")
         if generator is None:
@@ -152,8 +155,8 @@ class RandomTemporalSubsample:
 
 
 def random_temporal_subsample(
-    video: Tensor, min_gap: float, max_gap: float, temporal_dim: int = -3, repeated_sampling: int = 1
-) -> Tensor:
+    video: "Tensor", min_gap: float, max_gap: float, temporal_dim: int = -3, repeated_sampling: int = 1
+) -> "Tensor":
     """Reduce the temporal dimension of a 30 fps video to a random pair; R > 1 pairs get a leading dimension.
 
     `RandomTemporalSubsample` in one call, for frames that are 1/30 s apart.
@@ -171,7 +174,7 @@ class ChosenGaps:
                 f"gaps are {', '.join(f'{gap:g}' for gap in gaps)} seconds; expected ascending ones above 0"
             )
         self.gaps, self.futures, self.frames = tuple(gaps), len(gaps), 1 + len(gaps)
-        self.repeated_sampling = repeated_sampling
+        self.repeated_sampling, self.shortest = repeated_sampling, self.gaps[-1]
 
     def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """int64 [R, 1 + K]; the past is uniform over where the longest gap fits. Raises InputError if it does not."""
@@ -197,6 +200,7 @@ class WithSecond:
             )
         self.pairs, self.order = pairs, SECONDS[second]
         self.repeated_sampling, self.frames, self.futures = pairs.repeated_sampling, 3, 1
+        self.shortest = pairs.shortest
 
     def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """int64 [R, 3]. Raises InputError for a clip in which the three are never different frames."""
@@ -232,25 +236,21 @@ class RandomClip:
         self.frames = frames
         self.futures = 1
         self.stride = stride / _unit(unit, fps)
+        self.shortest = (frames - 1) * self.stride
         self.repeated_sampling = repeated_sampling
 
     def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Draw R clips: int64 [R, F], numbers into `times` (see `times.runs`).
 
         The first frame is uniform over where the clip's span fits, each with the share of time around it; the others
-        are the frames nearest to their times, and no further from them than half a usual spacing. A video without a
-        pause that is shorter than the span gives F frames spread over all of it, some of them repeatedly if it has
-        fewer. Raises InputError for fewer than two frames, or if pauses, resets or uneven times leave no clip.
+        are the frames nearest to their times, and no further from them than half a usual spacing; at a large spacing
+        some occur twice. Raises InputError for fewer than two frames, or if no clip fits.
         """
         clock = _Clock(times)
-        span = (self.frames - 1) * self.stride
-        if span > clock.longest + TOLERANCE and len(clock.runs) == 1:
-            wanted = clock.times[0] + np.linspace(0, clock.longest, self.frames)
-            return np.repeat([[_nearest(clock.times, time) for time in wanted]], self.repeated_sampling, axis=0)
         steps = self.stride * np.arange(self.frames)
         places = np.stack([clock.nearest(step) for step in steps], axis=1)  # [N, F]
         errors = np.abs(clock.times[places] - clock.times[:, None] - steps)
-        allowed = clock.has_after(span) & (errors <= clock.half[:, None] + TOLERANCE).all(1)
+        allowed = clock.has_after(self.shortest) & (errors <= clock.half[:, None] + TOLERANCE).all(1)
         if not allowed.any():
             raise InputError(
                 f"has no {self.frames} frames that are {self.stride:.3g} s apart, up to half a frame ({clock})"
@@ -341,10 +341,3 @@ def _in_frames(low: float, high: float, fps: float, unit: str) -> tuple[int, int
     factor = fps / _unit(unit, fps)
     slack = TOLERANCE * fps if unit == "seconds" else 0
     return math.ceil(low * factor - slack), math.floor(high * factor + slack)
-
-
-def _nearest(times: np.ndarray, wanted: float) -> int:
-    """The frame nearest to a time; of two equally near ones the earlier."""
-    after = min(int(np.searchsorted(times, wanted)), len(times) - 1)
-    before = max(after - 1, 0)
-    return before if wanted - times[before] <= times[after] - wanted + HAIR else after

@@ -15,18 +15,21 @@ import numpy as np
 
 from common.errors import InputError
 from dataset_loader.decoding import Video
-from dataset_loader.files import PACKED_SUFFIX, SUFFIXES, Names, files_and_folders, find_videos, search
+from dataset_loader.files import IMAGE_SUFFIXES, PACKED_SUFFIX, SUFFIXES, Names, files_and_folders, find_videos, search
 from dataset_loader.frame_folders import FrameClip, check_template
 from dataset_loader.ledger import Ledger
 from dataset_loader.lists import read_list
 from dataset_loader.packed import Shard
-from dataset_loader.pictures import PICTURES, Picture, find_pictures
+from dataset_loader.pictures import Picture, find_pictures
 
 LEDGERS = ("ledger.csv", "ledger.txt")
 
 
 class Clip(Protocol):
-    """An opened video; a context manager."""
+    """An opened video; a context manager.
+
+    One of whose times only the order is known, as of numbered pictures, has `assumed = True` besides.
+    """
 
     @property
     def path(self) -> str: ...
@@ -104,7 +107,7 @@ class FrameFolders:
 
     def __str__(self) -> str:
         without = f" without the masks in {', '.join(self.masks)}" if self.masks else ""
-        return f"{len(self.names)} folders of pictures{without}, at fps={self.fps:g} where no times.txt is beside them"
+        return f"{len(self.names)} folders of pictures{without}, at fps={self.fps:g} where nothing tells their times"
 
 
 class PackedShards:
@@ -134,7 +137,7 @@ class PictureFiles:
         found = sorted([*files, *(path for folder in folders for path in find_pictures(folder))])
         if not found:
             raise InputError(
-                f"{', '.join(folders)} holds no picture (looked below it for {' '.join(sorted(PICTURES))})"
+                f"{', '.join(folders)} holds no picture (looked below it for {' '.join(sorted(IMAGE_SUFFIXES))})"
             )
         self.names = Names(found)
         self.stills = len(found)

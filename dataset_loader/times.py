@@ -68,6 +68,13 @@ def runs(times: np.ndarray) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
+def at_least(times: np.ndarray, seconds: float) -> np.ndarray:
+    """Assumed times, slowed down to last so many seconds if they last less: of a rate that nobody knows this is as
+    likely, and so the first and the last frame of a short sequence are used."""
+    lasting = float(times[-1] - times[0]) if len(times) else 0.0
+    return times * (seconds / lasting) if 0 < lasting < seconds else times
+
+
 def ascending(times: Iterable[float], pause: float) -> Iterator[float]:
     """The same times, but after a reset the clock goes on, a pause in seconds later.
 

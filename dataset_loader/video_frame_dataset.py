@@ -34,6 +34,7 @@ class Segments:
         self.frames_per_segment = frames_per_segment
         self.frames = num_segments * frames_per_segment
         self.futures = 1
+        self.shortest = 0.0  # it counts frames
         self.test_mode = test_mode
         self.repeated_sampling = repeated_sampling
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import InputError
-from common.files import read_text
+from common.files import is_hidden, read_text
 
 Frame = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
@@ -225,7 +225,7 @@ def pictures_in(folder: Path) -> tuple[Path, ...]:
 
 def visible(folder: Path) -> list[Path]:
     """What a folder holds but for hidden names (.DS_Store, ._00000.jpg, .ipynb_checkpoints), sorted."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
 
 
 def folder_of(file: Path) -> tuple[Path, ...]:

@@ -27,10 +27,10 @@ class Row:
     without pauses. frames: those that come out of a decoder. damaged: packets it refuses, frames it had to patch up,
     and what the file announces but lacks. differing: of two frames, how many are others when they are decoded by random
     access. fps: frames by seconds. variable: whether the distances in time differ by more than a fifth. pauses,
-    longest_pause: of the clock, much longer than its usual step; in seconds. resets: how often it goes back. width,
-    height: pixels, as shown. keyframe_spacing: the most frames from one keyframe to the next. status: "ok",
-    "unreadable", "hung" or "crashed" (its decoder), or the first rule that it breaks. reason: all that is wrong. split:
-    "train", "test" or empty.
+    longest_pause: of the clock, much longer than its usual step; in seconds. resets: how often it goes back. pasts: how
+    many frames can begin a pair with a gap of 4 to 48 thirtieths of a second. width, height: pixels, as shown.
+    keyframe_spacing: the most frames from one keyframe to the next. status: "ok", "unreadable", "hung" or "crashed"
+    (its decoder), or the first rule that it breaks. reason: all that is wrong. split: "train", "test" or empty.
     """
 
     path: str
@@ -46,6 +46,7 @@ class Row:
     pauses: int = 0
     longest_pause: float = 0.0
     resets: int = 0
+    pasts: int = 0
     width: int = 0
     height: int = 0
     codec: str = ""
@@ -75,6 +76,8 @@ class Rules:
     """damaged or missing frames that are put up with"""
     max_breaks: int | None = 0
     """pauses and resets of the clock that are put up with; no pair is drawn across one"""
+    min_pasts: int | None = 1
+    """frames that can begin a pair with a gap of 4 to 48 thirtieths of a second"""
 
     def judge(self, row: Row) -> Row:
         """The row with its status and reason. A row that could not be measured keeps those it has.
@@ -100,6 +103,8 @@ class Rules:
                 yield "clock", f"its clock starts anew ({row.resets} times), as where recordings were joined"
         if row.frames == 1:
             yield "short", "has only one frame; a pair needs two"
+        elif self.min_pasts is not None and row.pasts < self.min_pasts:
+            yield "short", f"has {row.pasts or 'no'} frames with another 0.133 to 1.6 s later, and no pause in between"
         if self.min_seconds is not None and seconds < self.min_seconds:
             yield "short", f"lasts {seconds:g} s, less than {self.min_seconds:g} s"
         if self.min_fps is not None and fps < self.min_fps:

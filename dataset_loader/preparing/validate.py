@@ -23,6 +23,7 @@ from dataset_loader.decoding import OPEN, DecodeError, Video
 from dataset_loader.preparing.jobs import journal, names_below, printable, processes, run, shard_name, take_shard
 from dataset_loader.preparing.manifest import OK, Row, Rules, default_path, read_manifest, write_manifest
 from dataset_loader.processes import MEMORY, SILENCE, Failure, alive
+from dataset_loader.random_temporal_subsample import RandomTemporalSubsample
 from dataset_loader.times import holes, resets, runs
 
 UNEVEN = 0.2  # share by which distances in time differ in a video of variable rate; rounding to milliseconds is less
@@ -105,8 +106,8 @@ def measure(item: tuple[str, str]) -> Row:
     try:
         with Video(path) as video:
             alive()
-            row = replace(row, **_probe(path), **_timing(video.index.times))
-            row = replace(row, **_decode(video, row.damaged))
+            codec, lacking = _probe(path, len(video.index.packets))
+            row = replace(row, codec=codec, **_timing(video.index.times), **_decode(video, lacking))
             height, width = video.frames([0])[0].shape[1:3]  # as the loader will see it, turned upright
             row = replace(row, width=width, height=height)
     except DecodeError as error:
@@ -117,14 +118,22 @@ def measure(item: tuple[str, str]) -> Row:
     return row
 
 
-def _probe(path: str) -> dict:
-    """The codec, and how many packets the file announces but lacks: only the tables of mp4 and mov can be believed."""
-    with av.open(f"file:{path}", **OPEN) as container:
+def _probe(path: str, found: int) -> tuple[str, int]:
+    """The codec, and how many packets the file announces but lacks: only the tables of mp4 and mov can be believed.
+
+    found: packets that were found. Those that an edit list leaves out, of a video that was trimmed, are not lacking.
+    """
+    with av.open(f"file:{path}", options={"ignore_editlist": "1"}, **OPEN) as container:
         stream = container.streams.best("video")
         assert isinstance(stream, av.VideoStream)
-        name = stream.codec_context.codec.canonical_name
-        announced = stream.frames if "mp4" in container.format.name.split(",") else 0
-    return {"codec": name, "damaged": announced}
+        lacking = stream.frames if "mp4" in container.format.name.split(",") else 0
+        if lacking > found:
+            with suppress(av.FFmpegError, OSError):
+                for packet in container.demux(stream):
+                    lacking -= packet.size > 0
+        else:
+            lacking = 0
+        return stream.codec_context.codec.canonical_name, max(0, lacking)
 
 
 def _timing(times: np.ndarray) -> dict:
@@ -142,13 +151,15 @@ def _timing(times: np.ndarray) -> dict:
         "pauses": len(paused),
         "longest_pause": round(float((times[paused] - times[paused - 1]).max(initial=0.0)), 3),
         "resets": len(resets(times)),
+        "pasts": int(RandomTemporalSubsample().pasts(times).sum()),
     }
 
 
-def _decode(video: Video, announced: int) -> dict:
+def _decode(video: Video, lacking: int) -> dict:
     """Decode all frames, without turning them into RGB where that can be avoided; count them and what is damaged.
 
-    Two of them are decoded by random access as well, as the loader does: they must be the same.
+    Two of them are decoded by random access as well, as the loader does: they must be the same. lacking: packets that
+    the file announces but lacks.
     """
     index = video.index
     if index.sequential:
@@ -179,7 +190,7 @@ def _decode(video: Video, announced: int) -> dict:
             refused += 1
     if len(sizes) > 1:
         raise DecodeError(video.path, f"its frames change size, from {min(sizes)} to {max(sizes)} pixels")
-    damaged = patched + max(refused, len(missing)) + max(0, announced - len(index.packets))
+    damaged = patched + max(refused, len(missing)) + lacking
     differing = 0
     for number, frame in in_order.items() if damaged == 0 else ():
         alive()

@@ -17,6 +17,7 @@ def touch(*paths: Path) -> None:
 def test_all_videos_below_a_folder(tmp_path):
     touch(*(tmp_path / name for name in ("b.mp4", "a/c.MKV", "a/d/e.webm", "z.avi", "f.mov", "clip.part.ts")))
     touch(*(tmp_path / name for name in (".hidden.mp4", ".git/g.mp4", "notes.txt", "mp4", "h.mp4.part")))
+    touch(*(tmp_path / name for name in ("@eaDir/b.mp4/FILM_M.mp4", "__MACOSX/b.mp4", "$RECYCLE.BIN/b.mp4", "._b.mp4")))
     (tmp_path / "a" / "back").symlink_to(tmp_path)
     outside = tmp_path.parent / f"{tmp_path.name}_elsewhere"
     touch(outside / "linked.mp4")
@@ -119,6 +120,7 @@ def test_training_and_test_are_kept_apart(tmp_path):
         ("a.mp4,0\r\n\r\nclass b/é.MKV,12\r\n", 2),
         ('path,label\n"a.mp4", 0\n"class b/é.MKV", swimming\n', 2),
         ("a.mp4 300 7\nclass b/é.MKV 25 1\n", 2),
+        ("'a.mp4'\t3\r  'class b/é.MKV';5\r", 2),
     ],
 )
 @pytest.mark.parametrize("suffix", [".txt", ".csv"])

@@ -54,6 +54,9 @@ def test_grey_16_bit_palette_and_transparent(tmp_path, picture):
     assert np.abs(decode_picture(str(tmp_path / "palette.png")).astype(int) - picture).mean() < 20
     Image.fromarray(np.dstack([picture, np.full((40, 60), 0, np.uint8)])).save(tmp_path / "clear.png")
     assert (decode_picture(str(tmp_path / "clear.png")) == 0).all()
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "real.tiff")
+    with pytest.raises(DecodeError, match="floating-point numbers; save it with 8 or 16 bits"):
+        decode_picture(str(tmp_path / "real.tiff"))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

@@ -1,6 +1,7 @@
 """The pairs that are drawn follow the distribution that the paper states, at every frame rate."""
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from dataset_loader import RandomTemporalSubsample, get_kinetics_dataset, make_loader
+from dataset_loader.dataset import PairDataset
 from dataset_loader.random_temporal_subsample import RandomClip, random_temporal_subsample
 from dataset_loader.times import ascending, holes, mend, resets, runs
 
@@ -23,7 +25,7 @@ CLIPS = {
     "29.97 fps, rounded to milliseconds": np.round(np.arange(90) * 1001 / 30000, 3),
     "variable": VARIABLE,
     "a second": np.arange(31) / 30,
-    "four frames": np.arange(5) / 30,
+    "a third of a second": np.arange(11) / 30,
     "a pause of 2 s": np.concatenate([np.arange(40) / 30, 3.3 + np.arange(50) / 30]),
     "an hour's hole": np.concatenate([np.arange(30) / 30, 3600 + np.arange(60) / 30]),
     "two recordings, joined": np.concatenate([1 + np.arange(70) / 30, np.arange(20) / 15]),
@@ -34,7 +36,7 @@ def stretches(times: np.ndarray) -> list[list[int]]:
     """Runs of frames: a new one where the clock goes back, or pauses for four times what four fifths of it stay below,
     and longer than the smallest gap."""
     steps = [b - a for a, b in pairwise(times)]
-    forwards = sorted(step for step in steps if step > 0)
+    forwards = sorted(step for step in steps if step > 0) or [0]
     limit = max(4 * forwards[math.floor(0.8 * (len(forwards) - 1))], 4 / 30)
     found = [[0]]
     for k, step in enumerate(steps, 1):
@@ -47,11 +49,8 @@ def stretches(times: np.ndarray) -> list[list[int]]:
 def by_brute_force(times: np.ndarray, min_gap: int, max_gap: int) -> np.ndarray:
     """The definition in nested loops: probability of (past, future)."""
     table = np.zeros((len(times), len(times)))
-    if len(stretches(times)) == 1 and times[-1] - times[0] < min_gap / 30 - 1e-3:
-        table[0, -1] = 1
-        return table
     tables = []
-    median = np.median([b - a for a, b in pairwise(times) if b > a])
+    median = np.median([b - a for a, b in pairwise(times) if b > a] or [0])
     for g in range(min_gap, max_gap + 1):
         shares = np.zeros_like(table)
         for run in stretches(times):
@@ -61,8 +60,8 @@ def by_brute_force(times: np.ndarray, min_gap: int, max_gap: int) -> np.ndarray:
             for k in run[:-1]:
                 if times[k] > times[run[-1]] - g / 30 + 1e-3:
                     continue
-                later = [j for j in run if j > k]
-                nearest = min(later, key=lambda j: (round(abs(times[j] - times[k] - g / 30), 9), j))
+                later = run[run.index(k) + 1 :]
+                nearest = later[int(np.argmin(np.abs(times[later] - times[k] - g / 30).round(9)))]
                 if not min_gap / 30 - half - 1e-6 <= times[nearest] - times[k] <= max_gap / 30 + half + 1e-6:
                     continue
                 left = times[k] - times[k - 1] if k > run[0] else times[k + 1] - times[k]
@@ -160,9 +159,57 @@ def test_what_leaves_no_pair_is_refused():
         RandomClip(4, 4).draw(np.tile(np.arange(9) / 30, 4), np.random.default_rng(0))
 
 
-def test_a_video_shorter_than_the_gap_uses_what_it_has():
-    pairs = RandomTemporalSubsample(4, 48, repeated_sampling=3).draw(np.arange(3) / 30, np.random.default_rng(0))
-    assert pairs.tolist() == [[0, 2]] * 3
+@pytest.mark.parametrize("sampler", [RandomTemporalSubsample(4, 48, futures=2), RandomClip(5, 4)])
+def test_what_is_shorter_than_a_sample_is_refused(sampler):
+    """Unless nobody knows its times: a sequence without them is taken to be slower."""
+    for times in (np.arange(4) / 30, np.arange(2) / 240, np.arange(9) / 90):
+        with pytest.raises(InputError, match=f"{len(times)} frames, at most"):
+            sampler.draw(times, np.random.default_rng(0))
+        assert not RandomTemporalSubsample(4, 48).pasts(times).any()
+    with pytest.raises(InputError, match="4 frames, at most"):
+        RandomTemporalSubsample()(torch.zeros(4, 2, 2), np.arange(4) / 30)
+    pair = RandomTemporalSubsample()(torch.arange(4).view(4, 1, 1).expand(4, 2, 2))
+    assert pair[:, 0, 0].tolist() == [0, 3]
+
+
+class Sequence:
+    """A source of one clip whose pictures show their numbers."""
+
+    names = ("a",)
+    path = "a"
+
+    def __init__(self, times: np.ndarray, assumed: bool) -> None:
+        self.times, self.assumed = times, assumed
+
+    def open(self, _):
+        return nullcontext(self)
+
+    def frames(self, numbers):
+        return np.tile(numbers.astype(np.uint8)[:, None, None, None], (4, 4, 3)), self.times[numbers]
+
+
+@given(st.integers(2, 60), st.sampled_from([1, 10, 30, 120]), st.booleans(), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_only_assumed_times_are_slowed_down(frames, fps, assumed, futures):
+    """A data set gives samples within the limits, refuses the clip, or stretches times that were assumed anyway: the
+    first and the last picture then."""
+    times = np.arange(frames) / fps
+    fits = by_brute_force(times, 4, 48).any()
+    short = (frames - 1) / fps < 4 / 30
+    for temporal in (RandomTemporalSubsample(futures=futures), RandomClip(4, 4)):
+        data = PairDataset(Sequence(times, assumed), temporal, image_size=4, augment=False)
+        try:
+            drawn = data[0]["video"][:, 0, 0, 0].tolist()
+        except InputError:
+            assert not fits or isinstance(temporal, RandomClip)
+            continue
+        if isinstance(temporal, RandomClip):
+            assert (frames - 1) / fps > 12 / 30 - 2e-3 or (assumed and (drawn[0], drawn[-1]) == (0, frames - 1))
+        elif short:
+            assert assumed and drawn == [0] + [frames - 1] * futures
+        else:
+            gaps = times[drawn[1:]] - times[drawn[0]]
+            assert gaps.min() >= 4 / 30 - 0.5 / fps - 1e-5 and gaps.max() <= 48 / 30 + 0.5 / fps + 1e-5
 
 
 def test_repeated_pairs_are_independent():
@@ -324,7 +371,7 @@ def test_whatever_the_stamps_do(data):
     """Pauses, resets, doubles, jitter and missing stamps at 6 to 240 fps: pairs, futures and clips stay in one run of
     the clock, and their real gaps within their limits; or the video is refused."""
     times = mend(*data.draw(stamps()))
-    median = np.median([b - a for a, b in pairwise(times) if b > a])
+    median = np.median([b - a for a, b in pairwise(times) if b > a] or [0])
     run = np.repeat(np.arange(len(parts := stretches(times))), [len(part) for part in parts])
     generator = np.random.default_rng(data.draw(st.integers(0, 9)))
     for sampler in (RandomTemporalSubsample(repeated_sampling=20), RandomTemporalSubsample(futures=3)):
@@ -336,8 +383,8 @@ def test_whatever_the_stamps_do(data):
             continue
         assert (run[samples] == run[samples[:, :1]]).all()
         gaps = times[samples[:, 1:]] - times[samples[:, :1]]
-        shorter = len(parts) == 1 and times[-1] - times[0] < 4 / 30 - 1e-3  # it gives its first and its last frame
-        assert (shorter or gaps.min() >= 4 / 30 - median / 2 - 1e-5) and gaps.max() <= 48 / 30 + median / 2 + 1e-5
+        assert gaps.min() >= 4 / 30 - median / 2 - 1e-5 and gaps.max() <= 48 / 30 + median / 2 + 1e-5
+        assert set(np.flatnonzero(sampler.pasts(times))) == set(np.nonzero(table)[0]) >= set(samples[:, 0])
         assert (table[samples[:, 0], samples[:, 1]] > 0).all()
         np.testing.assert_allclose(sampler.probabilities(times), table, atol=1e-12)
     try:
@@ -345,15 +392,14 @@ def test_whatever_the_stamps_do(data):
     except InputError:
         return
     assert (run[clip] == run[clip[0]]).all()
-    if len(parts) > 1 or times[-1] - times[0] >= 12 / 30:  # else it is shorter than the clip, and spread over it
-        assert np.abs(times[clip] - times[clip[0]] - 4 / 30 * np.arange(4)).max() <= median / 2 + 2e-3
+    assert np.abs(times[clip] - times[clip[0]] - 4 / 30 * np.arange(4)).max() <= median / 2 + 2e-3
 
 
 @st.composite
 def stamps(draw):
     """(stamps in seconds, None where one is missing; the nominal spacing)."""
     fps = draw(st.sampled_from([6, 10, 24, 25, 29.97, 30, 50, 60, 120, 240]))
-    count = draw(st.integers(8, 90))
+    count = draw(st.integers(2, 90))
     steps = np.full(count, 1 / fps)
     places = st.lists(st.integers(1, count - 1), max_size=3)
     for place in draw(places):
@@ -389,12 +435,16 @@ def test_runs_pauses_and_resets():
 
 
 def test_a_video_shorter_than_the_clip_is_spread_over_it():
-    assert RandomClip(5, 4).draw(np.arange(9) / 30, np.random.default_rng(0)).tolist() == [[0, 2, 4, 6, 8]]
-    assert RandomClip(5, 4).draw(np.arange(17) / 30, np.random.default_rng(0)).tolist() == [[0, 4, 8, 12, 16]]
-    short = RandomClip(8, 4).draw(np.arange(3) / 30, np.random.default_rng(0))[0]
-    assert short[0] == 0
-    assert short[-1] == 2
-    assert (np.diff(short) >= 0).all()
+    """If its times are assumed. One that is just long enough gives all of it."""
+
+    def drawn(frames: int, count: int) -> list[int]:
+        data = PairDataset(Sequence(np.arange(count) / 30, True), RandomClip(frames, 4), image_size=4, augment=False)
+        return data[0]["video"][:, 0, 0, 0].tolist()
+
+    assert drawn(5, 9) == [0, 2, 4, 6, 8]
+    assert drawn(5, 17) == [0, 4, 8, 12, 16]
+    short = drawn(8, 3)
+    assert (short[0], short[-1]) == (0, 2) and sorted(short) == short
     for arguments in ({"frames": 0}, {"stride": 0}, {"repeated_sampling": 0}, {"fps": -1}, {"stride": float("nan")}):
         with pytest.raises(InputError):
             RandomClip(**arguments)

@@ -70,8 +70,16 @@ def test_any_name_with_a_number(tmp_path, moving_frames, template, first, found)
         ([f"{1403636579763555584 + k * 50_000_000}.png" for k in range(6)], 0.05, "named by nanoseconds, 20 a second"),
         ([f"{1403636579763555 + k * 33_333}.png" for k in range(6)], 0.033333, "named by microseconds, 30 a second"),
         ([f"cam_{1403636579763 + k * 40}.jpg" for k in range(6)], 0.04, "named by milliseconds, 25 a second"),
-        ([f"{1305031102.175304 + k / 30:.6f}.png" for k in range(60)], 1 / 30, "named by seconds, 30 a second"),
-        ([f"{0.9 + k / 10:.1f}.png" for k in range(6)], 0.1, "named by seconds, 10 a second"),
+        ([f"{1305031102 + k}.png" for k in range(6)], 1.0, "named by seconds, 1 a second"),
+        ([f"{1305031102.175304 + k / 30:.6f}.png" for k in range(60)], 1 / 30, "named by the time, 30 a second"),
+        ([f"{1305031102.175304 + k / 30:.6f}.png" for k in range(6)], 1 / 30, "named by the time, 30 a second"),
+        ([f"{0.9 + k / 10:.1f}.png" for k in range(6)], 0.1, "named by the time, 10 a second"),
+        ([f"cam-2024-02-29_23-59-5{7 + k // 10}.{k % 10}00.png" for k in range(26)], 0.1, "by the time, 10 a second"),
+        ([f"IMG_20240501_12{k:02d}05.png" for k in range(6)], 60.0, "named by the time, 0.0167 a second"),
+        ([f"20240501123059{k}00.png" for k in range(6)], 0.1, "named by the time, 10 a second"),
+        ([f"2024-05-01 12.30.05_{k:03d}.png" for k in range(6)], 0.1, ""),  # taken at that time, and counted
+        ([f"shot_v1.{k:04d}.png" for k in range(6)], 0.1, ""),
+        ([f"99999999_{k:06d}.png" for k in range(6)], 0.1, ""),  # no day
         ([f"{10**20 + k * 77_777_777}.png" for k in range(6)], 0.1, "order alone, at fps=10"),
         ([f"{k * 33_333_333}.png" for k in range(6)], 0.1, "order alone, at fps=10"),
         ([f"{2023110100001 + k}.png" for k in range(6)], 0.1, ""),  # a day and a counter
@@ -93,11 +101,15 @@ def test_names_that_are_times(tmp_path, moving_frames, monkeypatch, caplog, name
     assert np.argmin(errors) == 3
 
 
-def test_grey_pictures_of_16_bit(tmp_path):
+@pytest.mark.parametrize("kind", ["png", "tif", "big-endian tif"])
+def test_grey_pictures_of_16_bit(tmp_path, kind):
     """65535 is white: every value is divided by 257; 8 bit pictures stay as they are."""
     grey = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     for number in (1, 2):
-        Image.fromarray(grey).save(tmp_path / f"{number}.png")
+        picture = Image.fromarray(grey)
+        if kind == "big-endian tif":
+            picture = Image.frombytes("I;16B", (32, 32), grey.astype(">u2").tobytes())
+        picture.save(tmp_path / f"{number}.{kind[-3:]}")
     frames, _ = FrameClip(str(tmp_path), fps=30).frames([1])
     assert (frames[0] == (grey / 257).round().astype(np.uint8)[:, :, None]).all() and frames.max() == 255
 

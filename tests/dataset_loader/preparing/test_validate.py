@@ -17,7 +17,7 @@ import pytest
 
 from cli.main import main
 from common.errors import InputError
-from dataset_loader import Video, decode_all
+from dataset_loader import Video, decode_all, get_kinetics_dataset
 from dataset_loader.preparing.encoding import write_video
 from dataset_loader.preparing.manifest import COLUMNS, Row, Rules, default_path, read_manifest, write_manifest
 from dataset_loader.preparing.splitting import split_data
@@ -75,8 +75,24 @@ def test_a_row_tells_what_a_plain_decode_finds(tmp_path, pictures):
     assert not other.variable and other.fps == pytest.approx(60, abs=0.1) and other.hash != row.hash
 
 
+@pytest.mark.parametrize("times", [np.arange(4) / 30, np.arange(30) / 240, np.arange(2) * 60.0])
+def test_a_video_that_gives_no_pair_is_named(tmp_path, pictures, times):
+    """Shorter than the smallest gap, or all gaps too long: the loader refuses it, whatever its length may be."""
+    write_video(tmp_path / "a.mkv", pictures[: len(times)], times)
+    row = replace(ANY, min_seconds=None).judge(measure((str(tmp_path), "a.mkv")))
+    assert (
+        row.status == "short"
+        and row.reason == "has no frames with another 0.133 to 1.6 s later, and no pause in between"
+    )
+    with pytest.raises(InputError, match="a.mkv.*no two frames 0.133 to 1.6 s apart"):
+        get_kinetics_dataset([tmp_path / "a.mkv"])[0]
+
+
 def test_cuts_are_not_damaged(tmp_path, pictures):
     write_video(tmp_path / "whole.mp4", pictures, 30, gop=10)
+    write_video(tmp_path / "trimmed.mp4", pictures, np.arange(30) / 30 - 0.5, gop=10)  # an edit list hides 15 frames
+    row = measure((str(tmp_path), "trimmed.mp4"))
+    assert row.damaged == 0 and row.frames == 15
     for suffix in (".mp4", ".mkv", ".ts"):
         copy_cut(tmp_path / "whole.mp4", tmp_path / f"cut{suffix}", 0.5, 0.5)
         row = measure((str(tmp_path), f"cut{suffix}"))
@@ -127,7 +143,7 @@ def test_random_access_is_compared_with_a_sequential_decode(tmp_path, pictures, 
 
 
 def test_rules_and_their_off_switches():
-    good = Row("a.mp4", seconds=3.0, fps=29.97, frames=90, width=340, height=256)
+    good = Row("a.mp4", seconds=3.0, fps=29.97, frames=90, pasts=86, width=340, height=256)
     assert Rules().judge(good) == replace(good, status="ok")
     for change, status, switch in [
         ({"seconds": 2.99}, "short", {"min_seconds": None}),
@@ -136,6 +152,7 @@ def test_rules_and_their_off_switches():
         ({"width": 1, "height": 1}, "small", {"min_side": None}),
         ({"damaged": 3}, "damaged", {"max_damaged": None}),
         ({"pauses": 1, "resets": 2}, "clock", {"max_breaks": None}),
+        ({"pasts": 0}, "short", {"min_pasts": None}),
     ]:
         bad = Rules().judge(replace(good, **change))
         assert bad.status == status and bad.reason
@@ -144,7 +161,7 @@ def test_rules_and_their_off_switches():
     assert Rules().judge(rounded).status == "ok"
     assert Rules().judge(replace(good, seconds=1.0, fps=10.0)).reason.count(";") == 1
     only = replace(good, frames=1, fps=0.0, seconds=0.0)
-    off = Rules(None, None, None, None, None, None)
+    off = Rules(None, None, None, None, None, None, None)
     assert off.judge(only).status == "short" and "only one frame" in off.judge(only).reason
     lost = Row("b.mp4", status="unreadable", reason="is empty")
     assert off.judge(lost) == lost
