@@ -98,15 +98,11 @@ def main(
                 yield even(square(overlay(image, found), aspect))
 
         def stamps() -> Iterator[float]:
-            """From 0 on; where the clock goes back or stands still, with the step before."""
-            now, step, last = 0.0, 0.04, times.popleft()
-            yield now
-            while times:
-                step = times[0] - last if times[0] > last else step
-                now, last = now + step, times.popleft()
-                yield now
+            start = times[0]
+            while times:  # the frames that were read ahead
+                yield times.popleft() - start
 
-        on = ascending(stamps(), usual_spacing(clip.index.times))  # the clock may start anew, the film goes on
+        on = ascending(stamps(), usual_spacing(clip.index.times) or 0.04)  # the clock may start anew, the film goes on
         write_video(out / "overlay.mp4", drawn(), on)
     print(f"{out / 'overlay.mp4'} and {out / 'masks'}/")
 

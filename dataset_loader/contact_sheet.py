@@ -1,6 +1,5 @@
 """A picture of frame pairs, to see with one's own eyes what a data set gives."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,8 @@ def contact_sheet(dataset: Any, out: str | Path, *, count: int = 8) -> None:
         draw.text((left, top), f"gap {future - past:.3f} s", INK, large)
         draw.text((left, top + 26), f"f1 at {past:.3f} s, f2 at {future:.3f} s", FAINT, small)
         draw.text((left, top + 46), _wrapped(Path(sample["path"]).name), FAINT, small)
-    png = io.BytesIO()
-    sheet.save(png, "png")
     try:
-        write_atomically(out, lambda file: file.write(png.getvalue()))
+        write_atomically(out, lambda file: sheet.save(file, "png"))
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror})") from error
 

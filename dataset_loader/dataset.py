@@ -116,7 +116,7 @@ class PairDataset(Dataset):
         Returns `video` uint8 [R, F, 3, S, S] in RGB, `time` float64 [R, F] in seconds, `box` int64 [R, F, 5] (the
         crops, see `pairings.boxes`), `seed` int64 [R] (a random number for each, from which its mask may be drawn), all
         without their first dimension if R is 1, and `path`. A file that cannot be decoded is logged, and another
-        stands in for it. Raises InputError if no file out of many could be decoded.
+        stands in for it. Raises InputError if no file out of many could be used.
         """
         sample = self.load(key if isinstance(key, tuple) else (self.epoch, range(len(self))[key]))
         for path, reason in sample.pop("bad"):
@@ -133,7 +133,7 @@ class PairDataset(Dataset):
         """The sample (epoch, index), without opening what is `excluded` (path: reason).
 
         As `__getitem__` gives it, but always with R as the first dimension, and with `bad`, a list of (path, reason) of
-        the files that could not be decoded and were replaced. trying: is called with the number of each attempt before
+        the files that could not be used and were replaced. trying: is called with the number of each attempt before
         its file is opened.
         """
         if not 0 <= key[1] < len(self):
@@ -154,7 +154,7 @@ class PairDataset(Dataset):
                 continue
             seed = torch.from_numpy(generator.integers(2**63 - 1, size=len(sample["video"])))
             return {**sample, "path": path, "seed": seed, "bad": list(bad.items())}
-        raise InputError(f"no video could be decoded in {TRIES} tries: {listed(bad)}")
+        raise InputError(f"no video could be used in {TRIES} tries: {listed(bad)}")
 
     def load_batch(
         self,
@@ -164,19 +164,12 @@ class PairDataset(Dataset):
         trying: Callable[[int, int], None] = lambda row, attempt: None,
         allocate: Callable[[Sequence[int]], torch.Tensor] = pixels,
     ) -> dict[str, Any]:
-        """The batch of these samples as `collate` makes it, but with numpy arrays in place of all tensors but `video`.
-
-        `trying` is called with the sample's row as well; `allocate` gives the memory for `video`.
-        """
+        """The batch of these samples, see `collate`. `trying` is called with the sample's row as well."""
         samples = [
             self.load(key, excluded=excluded, trying=lambda attempt, row=row: trying(row, attempt))  # type: ignore[misc]
             for row, key in enumerate(keys)
         ]
-        batch = collate(samples, allocate)
-        return {
-            name: value.numpy() if isinstance(value, torch.Tensor) and name != "video" else value
-            for name, value in batch.items()
-        }
+        return collate(samples, allocate)
 
     def name_tried(self, key: Key, attempt: int) -> str:
         """The path of the file that an attempt at a sample opens."""

@@ -78,6 +78,11 @@ class Video:
     def close(self) -> None:
         self._container.close()
 
+    @property
+    def times(self) -> np.ndarray:
+        """float64 [N], seconds; see `VideoIndex`."""
+        return self.index.times
+
     def frames(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode the frames with these numbers (into `index.times`; any order, repetitions allowed).
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Sampler
 
 from common.errors import InputError
@@ -55,31 +54,53 @@ class EpochSampler(Sampler):
 
 
 class PairLoader:
-    """Batches of a PairDataset, epoch by epoch; see `make_loader`.
+    """Batches of `batch_size` samples (a multiple of the dataset's R), epoch by epoch, shuffled anew in each.
 
     A batch is a dict: `video` uint8 [B, F, 3, S, S], `time` [B, F], `box` [B, F, 5], `seed` [B], and lists: `path` (B),
-    `bad` of (path, reason). batch_size: samples in a batch of this rank. `bad_files` grows by (path: reason) as files
-    turn out to be bad.
+    `bad` of (path, reason). `bad_files` grows by (path: reason) as files turn out to be bad.
+
+    workers: processes that decode; 0 decodes in this one, where a decoder that hangs or crashes takes everything with
+    it. Order and samples are the same for any number of them. drop_last: leave out what does not fill a batch.
+    pin_memory: for copies to a GPU that overlap with its work. rank, world_size: take one of several disjoint shares of
+    each epoch; batch_size is that of a rank. time_limit: seconds for one file, after which its process is replaced, and
+    the file by another. max_lost: how many files may make their decoder hang or die before the run ends.
     """
 
     def __init__(
         self,
         dataset: PairDataset,
-        sampler: EpochSampler,
         batch_size: int,
         *,
+        workers: int = 0,
+        shuffle: bool = True,
         drop_last: bool = True,
         pin_memory: bool = False,
-        pool: Pool | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        time_limit: float = 60,
+        max_lost: int = 10,
     ) -> None:
+        repeated = dataset.temporal.repeated_sampling
+        if batch_size < 1 or batch_size % repeated:
+            raise InputError(f"batch_size {batch_size} must be a multiple of repeated_sampling {repeated}")
+        if workers < 0:
+            raise InputError(f"workers is {workers}; it must be 0 (decode in this process) or more")
+        if time_limit <= 0 or max_lost < 0:
+            raise InputError(f"time_limit {time_limit} must be above 0, and max_lost {max_lost} at least 0")
+        self.sampler = EpochSampler(len(dataset), seed=dataset.seed, shuffle=shuffle, rank=rank, world_size=world_size)
+        if drop_last and len(dataset) // world_size * repeated < batch_size:
+            whose = f" for each of {world_size} ranks" if world_size > 1 else ""
+            raise InputError(
+                f"{len(dataset.paths)} videos give {len(dataset) // world_size * repeated} pairs an epoch{whose}, "
+                f"fewer than one batch of {batch_size}; lower the batch size, raise visits, or set drop_last to False"
+            )
         self.dataset = dataset
-        self.sampler = sampler
         self.batch_size = batch_size
         self.bad_files: dict[str, str] = {}
-        self._visits = batch_size // dataset.temporal.repeated_sampling  # to videos, in a batch
+        self._visits = batch_size // repeated  # to videos, in a batch
         self._drop_last = drop_last
         self._pin_memory = pin_memory
-        self._pool = pool
+        self._pool = Pool(dataset, workers, time_limit=time_limit, max_lost=max_lost) if workers else None
 
     @property
     def pairs(self) -> int:
@@ -114,11 +135,12 @@ class PairLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._batches():
             self._report(batch["bad"])
-            yield self._finished(batch)
+            if self._pin_memory and not batch["video"].is_pinned():
+                batch["video"] = batch["video"].pin_memory()
+            yield batch
         if len(self.bad_files) > len(self.dataset.paths) / 2:
             raise InputError(
-                f"{len(self.bad_files)} of {len(self.dataset.paths)} videos could not be decoded: "
-                f"{listed(self.bad_files)}"
+                f"{len(self.bad_files)} of {len(self.dataset.paths)} videos could not be used: {listed(self.bad_files)}"
             )
 
     def _batches(self) -> Iterator[dict[str, Any]]:
@@ -132,14 +154,6 @@ class PairLoader:
             del keys[len(self) * self._visits - self.sampler.start :]
         return (keys[begin : begin + self._visits] for begin in range(0, len(keys), self._visits))
 
-    def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
-        batch = {
-            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in batch.items()
-        }
-        if self._pin_memory and not batch["video"].is_pinned():
-            batch["video"] = batch["video"].pin_memory()
-        return batch
-
     def _report(self, bad: list[tuple[str, str]]) -> None:
         for path, reason in bad:
             if path not in self.bad_files:
@@ -147,46 +161,4 @@ class PairLoader:
                 log.warning("%s: %s; other videos stand in for it", path, reason)
 
 
-def make_loader(
-    dataset: PairDataset,
-    batch_size: int,
-    *,
-    workers: int = 0,
-    shuffle: bool = True,
-    drop_last: bool = True,
-    pin_memory: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-    time_limit: float = 60,
-    max_lost: int = 10,
-) -> PairLoader:
-    """Batches of `batch_size` samples (a multiple of the dataset's R), shuffled anew in every epoch.
-
-    workers: processes that decode; 0 decodes in this one, where a decoder that hangs or crashes takes everything with
-    it. Order and samples are the same for any number of them. drop_last: leave out what does not fill a batch.
-    pin_memory: for copies to a GPU that overlap with its work. rank, world_size: take one of several disjoint shares of
-    each epoch; batch_size is that of a rank. time_limit: seconds for one file, after which its process is replaced, and
-    the file by another. max_lost: how many files may make their decoder hang or die before the run ends.
-    """
-    repeated = dataset.temporal.repeated_sampling
-    if batch_size < 1 or batch_size % repeated:
-        raise InputError(f"batch_size {batch_size} must be a multiple of repeated_sampling {repeated}")
-    if workers < 0:
-        raise InputError(f"workers is {workers}; it must be 0 (decode in this process) or more")
-    if time_limit <= 0 or max_lost < 0:
-        raise InputError(f"time_limit {time_limit} must be above 0, and max_lost {max_lost} at least 0")
-    sampler = EpochSampler(len(dataset), seed=dataset.seed, shuffle=shuffle, rank=rank, world_size=world_size)
-    if drop_last and len(dataset) // world_size * repeated < batch_size:
-        whose = f" for each of {world_size} ranks" if world_size > 1 else ""
-        raise InputError(
-            f"{len(dataset.paths)} videos give {len(dataset) // world_size * repeated} pairs an epoch{whose}, fewer "
-            f"than one batch of {batch_size}; lower the batch size, raise visits, or set drop_last to False"
-        )
-    return PairLoader(
-        dataset,
-        sampler,
-        batch_size,
-        drop_last=drop_last,
-        pin_memory=pin_memory,
-        pool=Pool(dataset, workers, time_limit=time_limit, max_lost=max_lost) if workers else None,
-    )
+make_loader = PairLoader

@@ -150,12 +150,9 @@ class Shard:
         finally:
             os.close(file)
 
-    def name(self, number: int) -> str:
-        return os.fsdecode(self.names[number])
-
     def open(self, number: int) -> PackedClip:
         """Open one video of the shard."""
-        return PackedClip(self, number, f"{self.path}:{self.name(number)}")
+        return PackedClip(self, number, f"{self.path}:{os.fsdecode(self.names[number])}")
 
     def each_name(self) -> Iterator[str]:
         return (os.fsdecode(name) for name in self.names)

@@ -9,6 +9,7 @@ Legend: B samples in a batch, F frames of a sample (the past, then its futures),
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -129,12 +130,6 @@ def _shifted(
     return [past, *(replace(past, top=moved(top, height), left=moved(left, width)) for _ in range(frames - 1))]
 
 
-def _by_patches(
-    height: int, width: int, frames: int, generator: np.random.Generator, a: Augmentation, grid: int
-) -> list[Crop]:
-    return _shifted(height, width, frames, generator, a, grid, whole=True)
-
-
 def _jittered(
     height: int, width: int, frames: int, generator: np.random.Generator, a: Augmentation, _: int
 ) -> list[Crop]:
@@ -169,7 +164,7 @@ PAIRINGS: dict[str, Pairing] = {
     "crops": Pairing(_local, one_frame=True),
     "crops_reversed": Pairing(_global, one_frame=True),
     "shifted": Pairing(_shifted, one_frame=True),
-    "shifted_patches": Pairing(_by_patches, one_frame=True),
+    "shifted_patches": Pairing(partial(_shifted, whole=True), one_frame=True),
     "video_shifted": Pairing(_shifted),
     "jittered": Pairing(_jittered),
 }

@@ -63,15 +63,6 @@ class Source(Protocol):
         ...
 
 
-class _VideoClip(Video):
-    @property
-    def times(self) -> np.ndarray:
-        return self.index.times
-
-    def __enter__(self) -> "_VideoClip":
-        return self
-
-
 class VideoFiles:
     """Video files as they are; see `decoding`. said: of the list that they come from."""
 
@@ -80,7 +71,7 @@ class VideoFiles:
         self.said = said
 
     def open(self, number: int) -> Clip:
-        return _VideoClip(self.names[number])
+        return Video(self.names[number])
 
     def __str__(self) -> str:
         return f"{len(self.names)} video files{self.said}"

@@ -58,12 +58,6 @@ def draw_crop(
     return Crop((height - h) // 2, (width - w) // 2, h, w, flipped)
 
 
-def centre_crop(height: int, width: int) -> Crop:
-    """The central square of an image: what validation looks at."""
-    side = min(height, width)
-    return Crop((height - side) // 2, (width - side) // 2, side, side)
-
-
 @dataclass(frozen=True)
 class Augmentation:
     """What is drawn for a sample, and from which range.
@@ -106,12 +100,6 @@ class View:
     hue: float = 0.0
 
 
-def draw_view(height: int, width: int, generator: np.random.Generator, augmentation: Augmentation) -> View:
-    """Draw a crop, and whatever else the augmentation asks for."""
-    crop = draw_crop(height, width, generator, augmentation.scale, augmentation.ratio, augmentation.flip)
-    return draw_colours(crop, generator, augmentation)
-
-
 def draw_colours(crop: Crop, generator: np.random.Generator, augmentation: Augmentation) -> View:
     """A view with this crop: draw whatever else the augmentation asks for, rotation and colours."""
 
@@ -129,8 +117,9 @@ def draw_colours(crop: Crop, generator: np.random.Generator, augmentation: Augme
 
 
 def centre_view(height: int, width: int) -> View:
-    """The central square as it is."""
-    return View(centre_crop(height, width))
+    """The central square as it is: what validation looks at."""
+    side = min(height, width)
+    return View(Crop((height - side) // 2, (width - side) // 2, side, side))
 
 
 def apply_view(frames: np.ndarray, view: View, size: int) -> Tensor:

@@ -104,10 +104,6 @@ class VideoFrameDataset(Dataset):
     def __len__(self) -> int:
         return len(self.ledger)
 
-    def starts(self, length: int, generator: np.random.Generator | None) -> np.ndarray:
-        """Where the segments' frames begin; see `Segments.starts`."""
-        return self.segments.starts(length, generator)
-
     def clips(
         self, *, image_size: int = 224, augment: bool | Augmentation = True, repeated_sampling: int = 1, visits: int = 1
     ) -> PairDataset:
@@ -131,7 +127,7 @@ class VideoFrameDataset(Dataset):
         if not self.test_mode:
             drawn = [self.seed, *key] if isinstance(key, tuple) else int(torch.randint(2**63 - 1, ()))
             generator = np.random.default_rng(drawn)
-        starts = self.starts(int(self.ledger.last[index] - self.ledger.first[index]) + 1, generator)
+        starts = self.segments.starts(int(self.ledger.last[index] - self.ledger.first[index]) + 1, generator)
         numbers = (starts[:, None] + np.arange(self.frames_per_segment)).ravel()
         with self.ledger.open(index) as clip:
             images = [Image.fromarray(frame) for frame in clip.frames(numbers)[0]]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from common.errors import InputError
@@ -31,10 +32,9 @@ class Loads(Protocol):
         trying: Callable[[int, int], None],
         allocate: Callable[[Sequence[int]], torch.Tensor],
     ) -> dict[str, Any]:
-        """The samples with these keys, all but `video` plain or numpy.
+        """The samples with these keys: a dict of tensors and plain values.
 
         `video` [B, F, 3, H, W] lies in the memory that `allocate([B, F, H, W, 3])` gives.
-
         excluded: names of files, and why they are not to be opened. trying(row, attempt) is called before each file.
         """
         ...
@@ -101,6 +101,7 @@ class Pool:
             elif number >= self._first:
                 shape, batch = result
                 if not isinstance(batch, Exception):
+                    batch = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
                     copied = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory).copy_(_tensor(memory, shape))
                     batch["video"] = copied.permute(0, 1, 4, 2, 3)
                 self._done[number] = batch
@@ -123,7 +124,9 @@ class _Load:
             return None, InputError(str(error))
         except Exception:
             return None, RuntimeError(f"in a process that loads data:\n{traceback.format_exc()}")
-        return tuple(batch.pop("video").permute(0, 1, 3, 4, 2).shape), batch  # as it lies in memory
+        shape = tuple(batch.pop("video").permute(0, 1, 3, 4, 2).shape)  # as it lies in memory
+        # As arrays: a tensor would be sent by way of a file of its own.
+        return shape, {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
 def _tensor(memory: Memory, shape: Sequence[int]) -> torch.Tensor:

@@ -5,9 +5,9 @@ A file appears under its name when it is complete. The same input gives the same
 
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from itertools import tee
+from itertools import count, tee
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -56,32 +56,47 @@ def write_video(
     one keyframe to the next. crf: constant quality, smaller is better. options: further ones of the codec's own.
     Raises InputError for an unknown suffix, no frames, or frames that the codec cannot take.
     """
+    rate, tick = NOMINAL_RATE, TICK
+    stamps: Iterable[int]
     if isinstance(times_or_fps, int | float | np.number):
         rate = Fraction(float(times_or_fps)).limit_denominator(1001)
-        tick = 1 / rate
-        stamped: Iterator[tuple[np.ndarray, int]] = ((image, number) for number, image in enumerate(frames))
+        tick, stamps = 1 / rate, count()
     else:
-        rate, tick = NOMINAL_RATE, TICK
-        stamped = ((image, round(time / tick)) for image, time in zip(frames, times_or_fps, strict=True))
-    _encode(path, stamped, tick, rate, codec, gop, crf, b_frames, pixel_format, options)
+        stamps = (round(time / TICK) for time in times_or_fps)
+    quality = {"crf": crf, "lambda": 118 * (1 + crf // 6)}  # 118: FFmpeg's FF_QP2LAMBDA; crf 18 → quantiser 4
+    chosen = {name: value.format(**quality) for name, value in OPTIONS.get(codec, {}).items()} | (options or {})
+
+    def write(container: OutputContainer) -> None:
+        stream: av.VideoStream | None = None
+        for image, stamp in zip(frames, stamps, strict=not isinstance(stamps, count)):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            if stream is None:
+                stream = cast(av.VideoStream, container.add_stream(codec, rate=rate, options=chosen))
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pixel_format
+                stream.time_base = stream.codec_context.time_base = tick
+                stream.codec_context.gop_size = gop
+                stream.codec_context.max_b_frames = b_frames
+                stream.codec_context.thread_count = 1
+            if (frame.width, frame.height) != (stream.width, stream.height):
+                raise InputError("the frames differ in size")
+            frame.pts, frame.time_base = stamp, tick
+            container.mux(stream.encode(frame))
+        if stream is None:
+            raise InputError("there is no frame")
+        container.mux(stream.encode(None))
+
+    write_container(path, write)
 
 
-def reencode(
-    source: str | Path,
-    target: str | Path,
-    *,
-    gop: int,
-    short_side: int | None = None,
-    fps: float | None = None,
-    crf: int = 18,
-) -> None:
+def reencode(source: str | Path, target: str | Path, *, gop: int, crf: int = 18, **looks: Any) -> None:
     """Encode a video file again as H.264, upright, with a keyframe every `gop` frames; its times stay, from 0 on.
 
-    short_side, fps: as `frames_of` takes them; sides become even, as the pixel format needs. It is made to be decoded
-    often: without the tools of H.264 that cost the decoder most. Raises DecodeError, InputError.
+    looks: `short_side` and `fps` as `frames_of` takes them; sides become even, as the pixel format needs. It is made to
+    be decoded often: without the tools of H.264 that cost the decoder most. Raises DecodeError, InputError.
     """
-    stamped = ((image, round(at / TICK)) for image, at in frames_of(source, short_side=short_side, fps=fps))
-    _encode(target, stamped, TICK, NOMINAL_RATE, gop=gop, crf=crf, options=FAST_TO_DECODE)
+    frames, again = tee(frames_of(source, **looks))  # in step, so that one frame at a time is held
+    images, times = (image for image, _ in frames), (at for _, at in again)
+    write_video(target, images, times, gop=gop, crf=crf, options=FAST_TO_DECODE)
 
 
 def frames_of(
@@ -127,44 +142,6 @@ def at_rate(frames: Iterable[tuple[np.ndarray, float]], fps: float | None) -> It
         before = frame
     if before is not None and before[1] != given and wanted <= before[1] + 0.5 / fps:
         yield before
-
-
-def _encode(
-    path: str | Path,
-    stamped: Iterable[tuple[np.ndarray, int]],
-    tick: Fraction,
-    rate: Fraction,
-    codec: str = "libx264",
-    gop: int = 12,
-    crf: int = 18,
-    b_frames: int = 2,
-    pixel_format: str = "yuv420p",
-    options: dict[str, str] | None = None,
-) -> None:
-    """Encode (frame, its time in ticks) one after the other."""
-    quality = {"crf": crf, "lambda": 118 * (1 + crf // 6)}  # 118: FFmpeg's FF_QP2LAMBDA; crf 18 → quantiser 4
-    chosen = {name: value.format(**quality) for name, value in OPTIONS.get(codec, {}).items()} | (options or {})
-
-    def write(container: OutputContainer) -> None:
-        stream: av.VideoStream | None = None
-        for image, stamp in stamped:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            if stream is None:
-                stream = cast(av.VideoStream, container.add_stream(codec, rate=rate, options=chosen))
-                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pixel_format
-                stream.time_base = stream.codec_context.time_base = tick
-                stream.codec_context.gop_size = gop
-                stream.codec_context.max_b_frames = b_frames
-                stream.codec_context.thread_count = 1
-            if (frame.width, frame.height) != (stream.width, stream.height):
-                raise InputError("the frames differ in size")
-            frame.pts, frame.time_base = stamp, tick
-            container.mux(stream.encode(frame))
-        if stream is None:
-            raise InputError("there is no frame")
-        container.mux(stream.encode(None))
-
-    write_container(path, write)
 
 
 def scaled(image: np.ndarray, short_side: int | None) -> np.ndarray:

@@ -4,6 +4,7 @@ A manifest is a CSV file in UTF-8, one `Row` a file, sorted by path. It lies bes
 `clips/`, never in it.
 """
 
+import codecs
 import csv
 import io
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from common.files import write_atomically
+from common.files import decode_text, write_atomically
 
 OK = "ok"
 
@@ -130,23 +131,30 @@ def default_path(folder: str | Path) -> Path:
 
 def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
     """Write rows, sorted by path; the same rows make the same bytes. The file appears when it is complete."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in sorted(rows, key=lambda row: row.path):
-        writer.writerow(asdict(row) | {"variable": int(row.variable)})
-    try:  # names that are no UTF-8 keep their bytes
-        write_atomically(path, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape")))
+    ordered = sorted(rows, key=lambda row: row.path)
+    try:
+        write_table(path, COLUMNS, [(asdict(row) | {"variable": int(row.variable)}).values() for row in ordered])
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); name another place with --out") from error
+
+
+def write_table(path: str | Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file in UTF-8; names that are none keep their bytes."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_atomically(path, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape")))
 
 
 def read_manifest(path: str | Path) -> list[Row]:
     """Read the rows of a manifest. Raises InputError that names the line which is none."""
     try:
-        text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
+        data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read as a manifest ({error.strerror})") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # somebody has saved it anew
+        text = decode_text(data)
+    else:
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     reader = csv.reader(io.StringIO(text, newline=""))
     if next(reader, None) != COLUMNS:
         raise InputError(f"{path} is not a manifest: its first line is not {','.join(COLUMNS)}")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
-from common.files import flush, write_atomically
+from common.files import flush
 from dataset_loader.decoding import DecodeError
 from dataset_loader.files import index_of
 from dataset_loader.frame_folders import TIMES_FILE, FrameClip
@@ -40,7 +40,7 @@ from dataset_loader.preparing.jobs import (
     shard_name,
     take_shard,
 )
-from dataset_loader.preparing.manifest import OK, default_path, read_manifest
+from dataset_loader.preparing.manifest import OK, default_path, read_manifest, write_table
 from dataset_loader.preparing.recipe import SILENCE, USED, Recipe
 from dataset_loader.processes import Failure, alive
 from dataset_loader.sources import open_source
@@ -105,7 +105,10 @@ def prepare(
                     os.rename(piece.made, target)
                     flush(target.parent)
         failed = _failed(out, mine, found)
-        _write_failed(listing, failed)
+        if failed:
+            write_table(listing, ("path", "reason"), sorted(failed.items()))
+        else:
+            listing.unlink(missing_ok=True)
         found.remove()
     videos = sum(len(task.sources) for task in todo)
     print(f"{videos} videos tried, {len(failed)} of all could not be prepared; the result is {out}")
@@ -349,16 +352,6 @@ def _failed(out: Path, tasks: Sequence[Task], found: Journal) -> dict[str, str]:
         elif task.target.endswith(SUFFIX):
             failed |= {name: earlier[name] for name in task.sources if name in earlier}
     return failed
-
-
-def _write_failed(path: Path, failed: dict[str, str]) -> None:
-    """A table of (path, reason), sorted; none where nothing failed."""
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *sorted(failed.items())])
-    write_atomically(path, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape")))
 
 
 def _size(path: Path) -> int:

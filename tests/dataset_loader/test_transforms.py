@@ -7,7 +7,7 @@ import torch
 from common.errors import InputError
 from dataset_loader import get_kinetics_dataset, unnormalize, unnormalize_for_plot
 from dataset_loader.pairings import boxes
-from dataset_loader.transforms import Augmentation, Crop, View, apply_view, centre_crop, draw_crop, draw_view
+from dataset_loader.transforms import Augmentation, Crop, View, apply_view, centre_view, draw_colours, draw_crop
 from mae.patches import MAE_ST_MEAN, MAE_ST_STD, normalize
 
 ALL = Augmentation(rotation=20, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
@@ -20,6 +20,10 @@ def ramp(height: int, width: int, blue: int) -> np.ndarray:
     image[..., 1] = ((np.arange(height) + 0.5) / height * 255)[:, None]
     image[..., 2] = blue
     return image
+
+
+def drawn(height: int, width: int, generator: np.random.Generator, a: Augmentation) -> View:
+    return draw_colours(draw_crop(height, width, generator, a.scale, a.ratio, a.flip), generator, a)
 
 
 def recover(image: torch.Tensor, height: int, width: int) -> tuple[float, float, float, float, bool]:
@@ -104,13 +108,13 @@ def test_scale_one_and_ratio_of_the_image_is_the_image():
 
 
 def test_centre_crop():
-    assert centre_crop(100, 161) == Crop(0, 30, 100, 100)
-    assert centre_crop(161, 100) == Crop(30, 0, 100, 100)
+    assert centre_view(100, 161).crop == Crop(0, 30, 100, 100)
+    assert centre_view(161, 100).crop == Crop(30, 0, 100, 100)
 
 
 def test_an_untouched_square_keeps_its_pixels():
     frames = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
-    assert torch.equal(apply_view(frames, View(centre_crop(32, 32)), 32), torch.from_numpy(frames).permute(0, 3, 1, 2))
+    assert torch.equal(apply_view(frames, centre_view(32, 32), 32), torch.from_numpy(frames).permute(0, 3, 1, 2))
     mirrored = apply_view(frames, View(Crop(0, 0, 32, 32, flip=True)), 32)
     assert torch.equal(mirrored, torch.from_numpy(frames).permute(0, 3, 1, 2).flip(-1))
 
@@ -122,7 +126,7 @@ def test_an_untouched_square_keeps_its_pixels():
 def test_one_draw_for_all_frames(carphone, augmentation):
     still = np.repeat(carphone[:1], 3, axis=0)
     generator = np.random.default_rng(0)
-    views = [draw_view(144, 176, generator, augmentation) for _ in range(5)]
+    views = [drawn(144, 176, generator, augmentation) for _ in range(5)]
     shown = [apply_view(still, view, 40) for view in views]
     for frames in shown:
         assert frames.shape == (3, 3, 40, 40)
@@ -144,7 +148,7 @@ def test_rotation_turns_by_its_degrees():
 
 def test_what_is_drawn_covers_its_range():
     generator = np.random.default_rng(0)
-    views = [draw_view(50, 80, generator, ALL) for _ in range(2000)]
+    views = [drawn(50, 80, generator, ALL) for _ in range(2000)]
     for name, middle, most in (("degrees", 0, 20), ("brightness", 1, 0.4), ("contrast", 1, 0.4), ("hue", 0, 0.1)):
         values = np.array([getattr(view, name) for view in views])
         counts, _ = np.histogram(values, bins=4, range=(middle - most, middle + most))
@@ -155,9 +159,9 @@ def test_what_is_drawn_covers_its_range():
 def test_what_is_not_asked_for_draws_nothing():
     """So that samples stay what they were when an option is added."""
     one, other = np.random.default_rng(0), np.random.default_rng(0)
-    view = draw_view(50, 80, one, Augmentation())
+    view = drawn(50, 80, one, Augmentation())
     assert view == View(view.crop)
-    draw_view(50, 80, other, Augmentation(rotation=5))
+    drawn(50, 80, other, Augmentation(rotation=5))
     assert one.integers(2**63) != other.integers(2**63)
 
 

@@ -161,7 +161,7 @@ def test_consecutive_frames_in_even_segments(root):
 def test_starts_are_uniform(root):
     data = dataset(root, 2, 1)
     generator = np.random.default_rng(0)
-    starts = np.stack([data.starts(12, generator) for _ in range(6000)])
+    starts = np.stack([data.segments.starts(12, generator) for _ in range(6000)])
     for part, column in enumerate(starts.T):
         counts = np.bincount(column - 6 * part, minlength=6)
         assert len(counts) == 6

@@ -123,7 +123,7 @@ def test_most_files_bad_is_raised_whatever_the_accumulation(good, batches, accum
         else:
             target.write_bytes(b"no video")
     loader = make_loader(get_kinetics_dataset(folder, image_size=16), 1)
-    with pytest.raises(InputError, match=rf"{batches - good} of {batches} videos could not be decoded"):
+    with pytest.raises(InputError, match=rf"{batches - good} of {batches} videos could not be used"):
         run(tmp_path, loader, accumulation=accumulation)
 
 

@@ -175,6 +175,11 @@ def test_manifests_come_back_as_they_were(tmp_path):
     first = (tmp_path / "m.csv").read_bytes()
     write_manifest(tmp_path / "m.csv", read_manifest(tmp_path / "m.csv")[::-1])
     assert (tmp_path / "m.csv").read_bytes() == first
+    write_manifest(tmp_path / "saved.csv", rows[:1])
+    text = (tmp_path / "saved.csv").read_text(encoding="utf-8")
+    for encoding in ("utf-8-sig", "utf-16"):  # by a spreadsheet
+        (tmp_path / "saved.csv").write_bytes(text.encode(encoding))
+        assert read_manifest(tmp_path / "saved.csv") == rows[:1]
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="is not a manifest"):
         read_manifest(tmp_path / "other.csv")
