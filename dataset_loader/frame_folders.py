@@ -163,7 +163,7 @@ def _clock_readings(names: list[str]) -> Numbered | None:
 
     None if one is neither, or they make no sensible rate: fractions may count frames (v1.0001.png).
     """
-    found = []
+    found: list[tuple[_Kind, float, str]] = []
     for name in names:
         if not (read := _seconds(name)) or (found and read[0] != found[0][0]):
             return None

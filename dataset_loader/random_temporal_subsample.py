@@ -177,10 +177,12 @@ class ChosenGaps:
         self.repeated_sampling, self.shortest = repeated_sampling, self.gaps[-1]
 
     def draw(self, times: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """int64 [R, 1 + K]; the past is uniform over where the longest gap fits. Raises InputError if it does not."""
+        """int64 [R, 1 + K]; the past is uniform over where the longest gap fits, and no real gap is more than half a
+        frame from what was asked for. Raises InputError if that is nowhere."""
         clock = _Clock(times)
         partners = np.stack([np.arange(len(times)), *(clock.nearest(gap, at_least=1) for gap in self.gaps)], axis=1)
-        allowed = clock.has_after(self.gaps[-1])
+        errors = np.abs(clock.times[partners[:, 1:]] - clock.times[:, None] - self.gaps)
+        allowed = clock.has_after(self.gaps[-1]) & (errors <= clock.half[:, None] + TOLERANCE).all(1)
         if not allowed.any():
             raise InputError(f"shows no two frames {self.gaps[-1]:g} s apart ({clock}): choose shorter gaps")
         return np.stack([partners[clock.pick(allowed, generator)] for _ in range(self.repeated_sampling)])
