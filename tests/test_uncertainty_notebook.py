@@ -95,8 +95,8 @@ def test_futures_stand_side_by_side_with_their_gaps(pair):
 def test_curves_and_table_name_what_knows_the_answer():
     row = {"AUSE": 0.1, "Spearman": 0.5, "knows the answer": False, "curve": [1.0] * 100, "oracle": [1.0] * 100}
     sized = {"covered": [[0.1] * 9] * 2, "coverage error recalibrated": 0.05, "factor": 2.0}
-    found = {"one": {**row, **sized}, "two": {**row, "AUSE": 0.05, "knows the answer": True}}
+    found = {"one": {**row, **sized}, "|two|": {**row, "AUSE": 0.05, "knows the answer": True}}
     left, right = curves_figure(found).axes
     assert len(left.lines) == 3 and len(right.lines) == 3
     lines = measures_table(found).splitlines()
-    assert lines[2].startswith("| two (knows the answer) | 0.050 |") and lines[3].startswith("| one | 0.100 |")
+    assert lines[2].startswith(r"| \|two\| (knows the answer) | 0.050 |") and lines[3].startswith("| one | 0.100 |")

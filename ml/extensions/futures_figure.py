@@ -16,7 +16,8 @@ def futures_figure(rows: Sequence[Reconstruction], *, titles: Sequence[str] = ()
     )
     for r, (row, part) in enumerate(zip(rows, figure.subfigures(len(rows), 1, squeeze=False)[:, 0], strict=True)):
         assert row.past is not None
-        part.suptitle(f"{titles[r].partition(chr(10))[0] + ': ' if titles else ''}loss {row.loss:.3f}", fontsize=9)
+        name = titles[r].partition("\n")[0] if titles else ""
+        part.suptitle(": ".join(filter(None, (name, f"loss {row.loss:.3f}"))), fontsize=9)
         grid = part.subplots(3, columns, squeeze=False)
         sheets = {"original": row.frames, "as it is seen": row.masked, "predicted": row.pasted}
         for axes, (name, pictures) in zip(grid, sheets.items(), strict=True):

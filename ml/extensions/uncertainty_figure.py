@@ -83,5 +83,6 @@ def measures_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     lines = ["| uncertainty | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for name, row in sorted(found.items(), key=lambda item: item[1]["AUSE"]):
         cells = [f"{row[column]:.3f}" if column in row else "–" for column in columns]
-        lines.append(f"| {name}{' (knows the answer)' * row['knows the answer']} | {' | '.join(cells)} |")
+        name = name.replace("|", "\\|") + " (knows the answer)" * row["knows the answer"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
