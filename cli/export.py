@@ -46,15 +46,8 @@ def main(
     scores = read_scores(results)
     model, record = open_export(checkpoint, root)
     if to == "file":
-        write_file(model, out)
-        print(f"{out}: {_about(model)}")
+        print(f"{out}: {write_file(model, out)}")
         return
     log = root / "losses" / f"{record.get('run')}.jsonl"
     write_folder(model, out, to, record, scores=[*scores, *read_scores((), log)], licence=licence)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-
-
-def _about(model: object) -> str:
-    if hasattr(model, "encode_clip"):
-        return "MAE-ST, encoder and decoder, under its public names with q, k, v apart (timm has no model of clips)"
-    return "the encoder, under timm's names"

@@ -83,7 +83,7 @@ def _one_tubelet(root: Path, name: str, **options: Any) -> "Source":
         return replace(_mae_st(rest, steps=1, **options), name=f"one_tubelet:{name}")
     path = find_checkpoint(name, root)
     model: Any = load_model(path)[0]
-    if not hasattr(model, "encode_clip"):
+    if model.of_pairs:
         raise InputError(f"{name} is a model of pairs; one_tubelet: is for a MAE-ST, which takes an image as a clip")
     encode = partial(model.encode, steps=1)
     return model_source(f"one_tubelet:{name}", model, file=path, encode=encode, **options)

@@ -42,7 +42,7 @@ def main(
     from ml.checkpoints import load_model, numbered
     from ml.motion import SHIFTS, motion_report, motion_table, shifted_pairs, untrained_twin
     from ml.reconstruction import compare_with_copying, first_samples, reconstruct_all
-    from ml.SiamMAE import SiamMAE, build_model
+    from ml.SiamMAE import build_model
     from ml.utils import leave_cores, train
 
     config = preset_named(preset).config
@@ -70,7 +70,7 @@ def main(
         results[f"{checkpoint['step']:,} steps"] = compare_with_copying(model, batches)
     table = _table(results)
     motion: dict[str, Any] = {}
-    if isinstance(model, SiamMAE):
+    if model.of_pairs:
         images = frames(test_files, config.data.image_size + 2 * max(SHIFTS), 128)
         tests = [shifted_pairs(images, shift, seed=shift) for shift in SHIFTS]
         motion = motion_report(model, tests, untrained=untrained_twin(model))

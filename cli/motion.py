@@ -43,13 +43,12 @@ def main(
     from ml.motion_figure import motion_figure
     from ml.plots import save_figure
     from ml.reconstruction import compare_with_copying, masking
-    from ml.SiamMAE import SiamMAE
 
     if pairs < 1:
         raise InputError(f"pairs is {pairs}; it must be at least 1")
     path = find_checkpoint(checkpoint, root)
     model, saved = load_model(path, best_device(device))
-    if not isinstance(model, SiamMAE):
+    if not model.of_pairs:
         raise InputError(f"{path} is a model of clips; motion is measured on a model of pairs")
     size = model.grid[0] * model.patch_size
     images = frames(data, size + 2 * max(SHIFTS), pairs)

@@ -69,6 +69,16 @@ class MAEEncoder(nn.Module):
         """All that is needed to build the module again, as plain values."""
         return dict(self.encoder_config)
 
+    def image_encoder(self) -> "MAEEncoder":
+        """Itself: see `mae.pretraining`, as for the next two."""
+        return self
+
+    def public_state_dict(self) -> dict[str, Tensor]:
+        return self.state_dict()
+
+    def export_state(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+        return self.state_dict(), self.config, "the encoder, under timm's names"
+
     def patchify(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] → [B, N, P]."""
         return patchify(images, self.patch_size)

@@ -61,6 +61,7 @@ class SpatiotemporalMAE(PretrainingModel):
     of frames in [0, 1]; those of the public weights unless given.
     """
 
+    model_type = "mae_st"  # in the config.json of its folder on the Hub: Transformers has no such model
     STATISTICS = {
         "visible": "normalised prediction, shown with mean and spread of the nearest visible tubelets",
         "target": "normalised prediction, shown with mean and spread of the HIDDEN tubelet: part of the answer",
@@ -294,6 +295,13 @@ class SpatiotemporalMAE(PretrainingModel):
         copy = target.gather(1, nearest_in_time(mask, T)[..., None].expand_as(target))
         guesses = {"model": prediction, "copy": torch.where(seen[..., None], copy, mean), "mean": mean}
         return Comparison(target, guesses, {"all": mask, "seen": mask * seen, "unseen": mask * ~seen})
+
+    def image_encoder(self) -> MAEEncoder:
+        raise InputError("this is a model of clips, and the format has none: --to public, hf and onnx write it")
+
+    def export_state(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+        about = "MAE-ST, encoder and decoder, under its public names with q, k, v apart (timm has no model of clips)"
+        return self.public_state_dict(), self.config, about
 
     def public_state_dict(self) -> dict[str, Tensor]:
         """The weights under the public names, q, k, v apart; `mae.weights.load_pretrained_st` reads them back."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from common.errors import InputError
+from mae.models_mae import MAEEncoder
 from mae.patches import IMAGENET_MEAN, IMAGENET_STD, LOSSES, denormalize, normalize, normalize_patches, patch_statistics
 
 
@@ -36,6 +37,9 @@ class PretrainingModel(nn.Module):
     STATISTICS: ClassVar[Mapping[str, str]]
     """Whose mean and spread turn normalised predictions into colours, and the caption that says so; the first is the
     default, and `target` is always among them."""
+
+    of_pairs: ClassVar[bool] = False
+    """Whether a sample is a past with its futures, in which something may have moved; else it is a clip."""
 
     patch_size: int
     grid: tuple[int, int]
@@ -72,6 +76,10 @@ class PretrainingModel(nn.Module):
         """Frames [B, 3, H, W] (uint8, or floats in [0, 1]) → features [B, h, w, D]."""
         raise NotImplementedError
 
+    def predict(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pixels [B, F, 3, H, W] and noise [B', N] → prediction and mask as `forward` gives them."""
+        raise NotImplementedError
+
     def draw_noise(self, video: Tensor, seeds: Tensor | None = None) -> Tensor:
         """The noise [B', N] that decides the masks: from the samples' seeds, or else fresh.
 
@@ -94,6 +102,10 @@ class PretrainingModel(nn.Module):
         """The places to be predicted, [B', N, P], of normalised pixels [B, F, 3, H, W]."""
         raise NotImplementedError
 
+    def patchify(self, frames: Tensor) -> Tensor:
+        """The inverse of `unpatchify`, for frames of any origin."""
+        raise NotImplementedError
+
     def unpatchify(self, patches: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """[B', N, P] → predicted frames; the grid (h, w) is the model's own unless given."""
         raise NotImplementedError
@@ -104,6 +116,18 @@ class PretrainingModel(nn.Module):
 
     def compare(self, video: Tensor, batch: Mapping[str, Any]) -> Comparison:
         """The prediction beside that of copying; batch: the samples' `seed`, `time` and `path`."""
+        raise NotImplementedError
+
+    def image_encoder(self) -> MAEEncoder:
+        """The part that other programs know as a ViT; an InputError where there is none."""
+        raise NotImplementedError
+
+    def public_state_dict(self) -> dict[str, Tensor]:
+        """The weights under the names of public code; of a decoder that no public code has, the encoder alone."""
+        raise NotImplementedError
+
+    def export_state(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+        """The weights that one file holds for other programs, their configuration, and in words what they are."""
         raise NotImplementedError
 
     def target(self, pixels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
+from mae.formats.tobo import to_public
 from mae.masking import random_masking
 from mae.models_mae import ARCHITECTURES, MAEEncoder, MaskedAutoencoderViT, noise_for
 from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, pixel_statistics
@@ -147,6 +148,11 @@ class SiamMAE(PairModel):
             return self.decoder(past, future, ids_restore, grid)
         with torch.autocast(past.device.type, enabled=False):
             return self.decoder(past.float(), future.float(), ids_restore, grid)
+
+    def public_state_dict(self) -> dict[str, Tensor]:
+        """Those of MAE's encoder, and ToBo's names for a cross-self decoder."""
+        decoder = to_public(self.decoder.state_dict()) if self.decoder_kind == "cross-self" else {}
+        return self.encoder.state_dict() | decoder
 
 
 def prepare_model(

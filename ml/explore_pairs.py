@@ -13,7 +13,7 @@ from torch import Tensor
 from mae.masking import mask_noise, visible_count
 from ml.reconstruction import Reconstruction, reconstruct
 from ml.report_pictures import jpeg
-from ml.SiamMAE import SiamMAE
+from ml.SiamMAE import Model
 
 RATIOS = (0.5, 0.75, 0.9, 0.95, 0.98)
 DRAWS = 3
@@ -23,7 +23,7 @@ Frame = NDArray[np.uint8]
 
 
 def predict_pairs(
-    model: SiamMAE,
+    model: Model,
     frames: Sequence[Frame],
     names: Sequence[str],
     pairs: Sequence[tuple[int, int]],
@@ -69,7 +69,7 @@ def predict_pairs(
     )
 
 
-def _predict(model: SiamMAE, video: Tensor, noise: Tensor, visible: int) -> tuple[Reconstruction, list[int]]:
+def _predict(model: Model, video: Tensor, noise: Tensor, visible: int) -> tuple[Reconstruction, list[int]]:
     N = len(noise)
     ratio = 1 - (visible + 0.5) / N  # half a patch more, so that no rounding makes it one less
     result = reconstruct({"video": video, "noise": noise}, model, mask_ratio=ratio)

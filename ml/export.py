@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,21 @@ from torch import Tensor, nn
 from common.errors import InputError
 from common.files import write_atomically, write_text
 from mae.formats.hf_vitmae import to_transformers
-from mae.formats.tobo import to_public
 from mae.models_mae import MAEEncoder
-from mae.models_mae_st import SpatiotemporalMAE
 from mae.patches import IMAGENET_MEAN, IMAGENET_STD
 from ml.model_card import model_card
-from ml.SiamMAE import SiamMAE
+from ml.SiamMAE import Model
 
+Exportable = Model | MAEEncoder
 Writer = Callable[[Any, Path, str], str]
 
 
-def encoder_of(model: Any) -> MAEEncoder:
-    """The encoder of images in a model; an InputError for a model of clips."""
-    if isinstance(model, SpatiotemporalMAE):
-        raise InputError("this is a model of clips, and the format has none: --to public, hf and onnx write it")
-    return model.encoder if isinstance(model, SiamMAE) else model
-
-
-def to_timm(model: Any, folder: Path, licence: str = "other") -> str:
+def to_timm(model: Exportable, folder: Path, licence: str = "other") -> str:
     """config.json and model.safetensors, as `timm.create_model("local-dir:FOLDER", pretrained=True)` opens them.
 
     The configuration has our pixel statistics: with timm's defaults for the architecture, mean and std would be 0.5.
     """
-    encoder = encoder_of(model)
+    encoder = model.image_encoder()
     sizes = encoder.config
     _refuse_other_eps(sizes, "timm's models")
     height, width = image_size(encoder)
@@ -55,24 +47,24 @@ def to_timm(model: Any, folder: Path, licence: str = "other") -> str:
         ),
     )  # fmt: skip
     _write_json(folder / "config.json", config)
-    _write_tensors(folder / "model.safetensors", encoder_state(encoder), {"format": "pt"})
+    _write_tensors(folder / "model.safetensors", on_cpu(encoder.state_dict()), {"format": "pt"})
     return (
         f'import timm\nmodel = timm.create_model("local-dir:{folder.name}", pretrained=True).eval()\n'
         f"features = model.forward_features(pixels)  # ImageNet's mean and std; token 0 is the class token"
     )
 
 
-def to_hf(model: Any, folder: Path, licence: str = "other") -> str:
+def to_hf(model: Exportable, folder: Path, licence: str = "other") -> str:
     """A folder of Transformers: ViTMAE with the decoder where the model is an MAE, else the encoder as a ViT.
 
     Transformers has no MAE-ST: of one it is our configuration and the weights under their public names, for here.
     """
-    if isinstance(model, SpatiotemporalMAE):
-        _write_json(folder / "config.json", {"model_type": "mae_st", **model.config})
-        _write_tensors(folder / "model.safetensors", public_state(model), {"format": "pt"})
+    if own_type := getattr(model, "model_type", ""):
+        _write_json(folder / "config.json", {"model_type": own_type, **model.config})
+        _write_tensors(folder / "model.safetensors", on_cpu(model.public_state_dict()), {"format": "pt"})
         return f'from mae.formats import load_encoder\nencoder = load_encoder("{folder.name}")  # encode(images)'
-    encoder = encoder_of(model)
-    sizes, decoder = encoder.config, getattr(model, "decoder_config", None)
+    encoder = model.image_encoder()
+    sizes, decoder = encoder.config, getattr(encoder, "decoder_config", None)
     height, width = image_size(encoder)
     if height != width:
         raise InputError(f"Transformers' models want square images, and this one was trained at {height}×{width}")
@@ -85,7 +77,7 @@ def to_hf(model: Any, folder: Path, licence: str = "other") -> str:
     if decoder:
         config |= dict(
             architectures=["ViTMAEForPreTraining"], model_type="vit_mae", mask_ratio=0.75,
-            norm_pix_loss=model.norm_pix_loss, decoder_hidden_size=decoder["decoder_embed_dim"],
+            norm_pix_loss=encoder.norm_pix_loss, decoder_hidden_size=decoder["decoder_embed_dim"],
             decoder_num_hidden_layers=decoder["decoder_depth"],
             decoder_num_attention_heads=decoder["decoder_num_heads"],
             decoder_intermediate_size=int(decoder["decoder_embed_dim"] * sizes["mlp_ratio"]),
@@ -96,7 +88,7 @@ def to_hf(model: Any, folder: Path, licence: str = "other") -> str:
         image_processor_type="ViTImageProcessor", do_resize=True, resample=3, do_rescale=True, do_normalize=True
     )
     _write_json(folder / "preprocessor_config.json", {**kind, "rescale_factor": 1 / 255, **pixels})
-    state = encoder_state(model if decoder else encoder)
+    state = on_cpu(encoder.state_dict())
     _write_tensors(folder / "model.safetensors", to_transformers(state, "vit." if decoder else ""), {"format": "pt"})
     name = "ViTMAEForPreTraining" if decoder else "ViTModel"
     return (
@@ -105,28 +97,18 @@ def to_hf(model: Any, folder: Path, licence: str = "other") -> str:
     )
 
 
-def to_public_names(model: Any, folder: Path, licence: str = "other") -> str:
+def to_public_names(model: Exportable, folder: Path, licence: str = "other") -> str:
     """model.pth under public names: MAE's, MAE-ST's (q, k, v apart), and ToBo's of a cross-self decoder."""
-    state, config = public_state(model), model.config
-    write_atomically(folder / "model.pth", lambda file: torch.save({"model": state, "config": config}, file))
+    checkpoint = {"model": on_cpu(model.public_state_dict()), "config": model.config}
+    write_atomically(folder / "model.pth", lambda file: torch.save(checkpoint, file))
     return f'import torch\nstate = torch.load("{folder.name}/model.pth", weights_only=True)["model"]'
 
 
-def public_state(model: Any) -> dict[str, Tensor]:
-    """The weights under the names of public code; of a decoder that no public code has, the encoder alone."""
-    if isinstance(model, SpatiotemporalMAE):
-        return {name: value.detach().cpu().contiguous() for name, value in model.public_state_dict().items()}
-    state = encoder_state(encoder_of(model))
-    if isinstance(model, SiamMAE) and model.decoder_kind == "cross-self":
-        state |= to_public({name: value.detach().cpu() for name, value in model.decoder.state_dict().items()})
-    return state
-
-
-def to_jax(model: Any, folder: Path, licence: str = "other") -> str:
+def to_jax(model: Exportable, folder: Path, licence: str = "other") -> str:
     """encoder.safetensors, which `ml.jax_encoder` and `--source jax:FILE` read."""
-    encoder = encoder_of(model)
+    encoder = model.image_encoder()
     about = {name: str(value) for name, value in encoder.config.items()}
-    _write_tensors(folder / "encoder.safetensors", encoder_state(encoder), about)
+    _write_tensors(folder / "encoder.safetensors", on_cpu(encoder.state_dict()), about)
     return (
         f'from ml.jax_encoder import encode, load\nparams = load("{folder.name}/encoder.safetensors")\n'
         "features = encode(params, images)  # uint8 or [0, 1], [B, 3, H, W]"
@@ -136,7 +118,7 @@ def to_jax(model: Any, folder: Path, licence: str = "other") -> str:
 class _Encode(nn.Module):
     """What ONNX gets: `encode` as the forward pass, of images in uint8."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Exportable):
         super().__init__()
         self.model = model
 
@@ -144,7 +126,7 @@ class _Encode(nn.Module):
         return self.model.encode(images)
 
 
-def to_onnx(model: Any, folder: Path, licence: str = "other") -> str:
+def to_onnx(model: Exportable, folder: Path, licence: str = "other") -> str:
     """model.onnx: images, uint8 [B, 3, H, W] of any size that the patch divides, to features, float32 [B, h, w, D]."""
     try:
         import onnx  # noqa: F401
@@ -178,7 +160,13 @@ LIBRARIES = {"timm": "timm", "hf": "transformers", "public": "pytorch", "onnx": 
 
 
 def write_folder(
-    model: Any, folder: Path, to: str, record: dict[str, Any], *, scores: Iterable[str] = (), licence: str = "other"
+    model: Exportable,
+    folder: Path,
+    to: str,
+    record: dict[str, Any],
+    *,
+    scores: Iterable[str] = (),
+    licence: str = "other",
 ) -> None:
     """A format's files in a new folder, with a model card (README.md) made of the run's record; all or nothing."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -192,23 +180,24 @@ def write_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_file(model: Any, path: Path) -> None:
+def write_file(model: Exportable, path: Path) -> str:
     """One file of weights with the configuration inside: .safetensors, or .pth or .pt with the weights under "model".
 
-    Of a model of pairs it is the encoder, under timm's names (which are MAE's); a MAE-ST is written whole.
+    Of a model of pairs it is the encoder, under timm's names (which are MAE's); a MAE-ST is written whole. Returns
+    which it is, in words.
     """
-    clips = isinstance(model, SpatiotemporalMAE)
-    weights = public_state(model) if clips else encoder_state(encoder_of(model))
-    config = model.config if clips else encoder_of(model).config
+    weights, config, about = model.export_state()
+    weights = on_cpu(weights)
     if path.suffix.lower() == ".safetensors":
         _write_tensors(path, weights, {key: str(value) for key, value in config.items()})
     else:
         write_atomically(path, lambda file: torch.save({"model": weights, "config": config}, file))
+    return about
 
 
-def encoder_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's weights, contiguous and on the CPU."""
-    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+def on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are written: contiguous and on the CPU."""
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def image_size(encoder: Any) -> tuple[int, int]:

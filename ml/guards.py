@@ -24,8 +24,8 @@ from ml.state import Progress
 # Ctrl-C; what `kill`, torchrun and most schedulers send; what Slurm sends ahead of the time limit, if asked to.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
-# How long a process that was asked to stop may wait for the others before it ends: one of them may be dead.
-PATIENCE = 45.0
+# Seconds that a rank that was asked to stop waits for the others before it ends: one of them may be dead.
+STOP_PATIENCE = 45.0
 
 
 class StopSignals:

@@ -22,7 +22,7 @@ from common.errors import InputError
 from mae.patches import grid_size, normalize_patches
 from ml.decoders import CrossAttention
 from ml.reconstruction import masking
-from ml.SiamMAE import Model, SiamMAE, build_model
+from ml.SiamMAE import Model, build_model
 
 SHIFTS = (4, 8, 12, 16)  # pixels
 MASK_RATIOS = (0.75, 0.95)
@@ -114,7 +114,7 @@ def untrained_twin(model: Model) -> Model:
 
 
 def motion_report(
-    model: SiamMAE,
+    model: Model,
     tests: Sequence[MotionPairs],
     *,
     mask_ratios: Sequence[float] = MASK_RATIOS,
@@ -138,7 +138,7 @@ def motion_report(
 def motion_score(tests: Sequence[MotionPairs], mask_ratio: float = 0.75) -> Any:
     """A function of a model for `train(score=…)`: the error of each test, and the last layer's hits with f2 visible."""
 
-    def score(model: SiamMAE) -> dict[str, float]:
+    def score(model: Model) -> dict[str, float]:
         values = {}
         for test in tests:
             values[f"{test.name}: error"] = _errors(model, test, mask_ratio, None)["model"]
@@ -151,7 +151,7 @@ def motion_score(tests: Sequence[MotionPairs], mask_ratio: float = 0.75) -> Any:
 
 
 @torch.no_grad()
-def _errors(model: SiamMAE, test: MotionPairs, mask_ratio: float, untrained: Model | None) -> dict[str, float]:
+def _errors(model: Model, test: MotionPairs, mask_ratio: float, untrained: Model | None) -> dict[str, float]:
     """Squared errors of normalised pixels at hidden patches whose content f1 shows, and how many patches these were.
 
     The masks follow from the pairs' numbers, so all models are asked the same.
@@ -188,9 +188,7 @@ def _errors(model: SiamMAE, test: MotionPairs, mask_ratio: float, untrained: Mod
 
 
 @torch.no_grad()
-def attention_hits(
-    model: SiamMAE, test: MotionPairs, mask_ratio: float = 0.0
-) -> dict[str, dict[str, dict[str, float]]]:
+def attention_hits(model: Model, test: MotionPairs, mask_ratio: float = 0.0) -> dict[str, dict[str, dict[str, float]]]:
     """Where each patch of f2 looks most, beside where its content lies in f1: by layer, then by head and their mean.
 
     Counted are textured patches (spread of pixels above the median) that f1 shows, with mask_ratio 0 all of them, else

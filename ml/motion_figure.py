@@ -6,14 +6,14 @@ from matplotlib.figure import Figure
 from mae.patches import grid_size
 from ml.motion import MotionPairs, cross_attention_maps, known, patch_centres
 from ml.reconstruction import masking
-from ml.SiamMAE import SiamMAE
+from ml.SiamMAE import Model
 
 COLOURS = {"exact": "#1a9850", "within a patch": "#fdae61", "elsewhere": "#d73027"}
 
 
 @torch.no_grad()
 def motion_figure(
-    model: SiamMAE, test: MotionPairs, *, mask_ratio: float = 0.75, pairs: int = 6, arrows: int = 14, heading: str = ""
+    model: Model, test: MotionPairs, *, mask_ratio: float = 0.75, pairs: int = 6, arrows: int = 14, heading: str = ""
 ) -> Figure:
     """For the first pairs of a test: f2 as it is seen, f1 with the arrows of the last layer's mean over heads, and f2.
 

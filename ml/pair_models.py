@@ -26,6 +26,7 @@ from ml.extensions.hiding import Hiding
 class PairModel(PretrainingModel):
     """A model that predicts the hidden patches of f2; a subclass has an `encoder` and says how (`predict`)."""
 
+    of_pairs = True
     STATISTICS = {
         "past": "normalised prediction, shown with mean and spread of f1's patch at the same place",
         "target": "normalised prediction, shown with mean and spread of the HIDDEN patch: part of the answer",
@@ -71,6 +72,15 @@ class PairModel(PretrainingModel):
 
     def encode(self, images: Tensor) -> Tensor:
         return self.encoder.encode(images)
+
+    def image_encoder(self) -> MAEEncoder:
+        return self.encoder
+
+    def public_state_dict(self) -> dict[str, Tensor]:
+        return self.encoder.public_state_dict()
+
+    def export_state(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+        return self.encoder.export_state()
 
     def draw_noise(self, video: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Each future has its own stretch of the one stream that a sample's seed gives; in training a `Hiding` has its

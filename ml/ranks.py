@@ -24,7 +24,7 @@ from ml.SiamMAE import Model
 
 Strategy = Literal["ddp", "fsdp"]
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=10)  # with a process that does not come, or does not answer
+ANSWER_PATIENCE = timedelta(minutes=10)  # with a rank that does not come, or does not answer
 
 
 class Ranks:
@@ -120,7 +120,7 @@ def join_ranks(device: Device = None) -> tuple[Ranks, torch.device]:
         waiting.daemon = True
         waiting.start()
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=PATIENCE)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=ANSWER_PATIENCE)
         except (dist.DistError, ValueError) as error:
             raise InputError(f"process {environ['RANK']} did not meet the others at {place}: {error}") from error
         finally:

@@ -23,7 +23,7 @@ Sample = Mapping[str, Any] | Tensor
 def masking(model: Model, ratio: float | None = None, kind: str | None = None) -> Iterator[None]:
     """Give a model another mask ratio or, if it is one of clips, another kind of mask for a while; None: its own."""
     changes = {name: x for name, x in {"mask_ratio": ratio, "mask_kind": kind}.items() if x is not None}
-    if "mask_kind" in changes and not hasattr(model, "mask_kind"):
+    if "mask_kind" in changes and model.of_pairs:
         raise InputError(f"mask_kind is {kind}; a model of pairs has one kind of mask")
     own = {name: getattr(model, name) for name in changes}
     try:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from common.errors import InputError
 from mae.schedule import Schedule
 from ml.checkpoints import BEST, LAST, only_here
 from ml.devices import Device, best_device
-from ml.guards import PATIENCE, Divergence, Nonfinite, StopSignals
+from ml.guards import STOP_PATIENCE, Divergence, Nonfinite, StopSignals
 from ml.loading import Batch, Loader, batches_from, fingerprint, pairs_per_batch
 from ml.logs import EpochLoss
 from ml.optimisation import Averaged, lr_scale, make_optimizer, set_lr
@@ -107,99 +107,68 @@ def train(
     plain values that are kept with the weights, and compared on resuming. tracker: `tensorboard` or `wandb` hears of
     the run as well. figures, progress: off, nothing is drawn, and no bar is shown.
     """
-    ranks, device, root = Ranks(), best_device(device), Path(root)
-    per_epoch = len(data_loader) // accumulation
-    if not per_epoch:
-        raise InputError(
-            f"the loader has {len(data_loader)} batches, and a step takes {accumulation}; are there fewer pairs than a "
-            "step holds?"
-        )
-    pairs_per_step = pairs_per_batch(data_loader, model) * accumulation * ranks.world_size
-    peak_lr = base_lr * pairs_per_step / 256 if peak_lr is None else peak_lr
-    warmup_epochs = min(40, 0.1 * epochs) if warmup_epochs is None else warmup_epochs
+    ranks, device = Ranks(), best_device(device)
+    plan = _plan(data_loader, model, epochs, accumulation, ranks, base_lr, peak_lr, warmup_epochs)
     settings = dict(
-        epochs=epochs, steps_per_epoch=per_epoch, batch_size=pairs_per_step, peak_lr=peak_lr,
-        warmup_epochs=warmup_epochs, weight_decay=weight_decay, layer_decay=layer_decay, clip_grad=clip_grad, ema=ema,
-        compile=compile, data=fingerprint(data_loader), **({"schedule": schedule} if schedule else {}),
+        epochs=epochs, steps_per_epoch=plan.per_epoch, batch_size=plan.pairs_per_step, peak_lr=plan.peak_lr,
+        warmup_epochs=plan.warmup_epochs, weight_decay=weight_decay, layer_decay=layer_decay, clip_grad=clip_grad,
+        ema=ema, compile=compile, data=fingerprint(data_loader), **({"schedule": schedule} if schedule else {}),
     )  # fmt: skip
-    curriculum = Schedule.parse(schedule) if schedule else None
     identity = dict(model=model.config, train=settings, run=config)
+    curriculum = Schedule.parse(schedule) if schedule else None
     with ExitStack() as stack:
         stack.enter_context(ranks.outliving_others())
         with ranks.together():
-            place = begin_run(
-                root, prefix, model, identity, resume, allow_changes, ranks,
-                lambda folder: stack.enter_context(only_here(folder)),
-            )  # fmt: skip
+            hold = lambda folder: stack.enter_context(only_here(folder))  # noqa: E731
+            place = begin_run(Path(root), prefix, model, identity, resume, allow_changes, ranks, hold)
             if ranks.first:
                 note_start(place.folder)
         model.to(device)
         if compile:
             compile_blocks(model)
         module = wrap(model, strategy, ranks, device)
-        optimizer = make_optimizer(model, peak_lr, weight_decay, layer_decay=layer_decay)
-        averaged, done = Averaged(model, ema), Progress()
-        state = State(model, optimizer, averaged, done, settings, place, ranks, device)
+        optimizer = make_optimizer(model, plan.peak_lr, weight_decay, layer_decay=layer_decay)
+        state = State(model, optimizer, Averaged(model, ema), Progress(), settings, place, ranks, device)
         state.restore()
+        done = state.progress
         kept = lambda epoch: epoch % num_epochs_per_save == 0 or epoch == epochs  # noqa: E731
         if done.epoch and kept(done.epoch):
             state.catch_up(f"{done.epoch}.pt")
-
-        listeners: list[Listener] = [done]
-        if ranks.first:
-            trackers = tracker_for(tracker, place, done.step)
-            listeners += [Logs(place), Divergence()]
-            listeners += [Bar(place.run, epochs, epochs * per_epoch, done.step, pairs_per_step)] if progress else []
-            divided = strategy == "fsdp" and ranks.world_size > 1
-            listeners += [Figures(place, None if divided else model, averaged, device)] if figures else []
-            listeners += trackers
-        report = Reporter([*listeners, Nonfinite(skip_nonfinite, done, place.folder, ranks)], device)
+        listeners = _listeners(state, plan, tracker=tracker, bar=progress, figures=figures, divided=strategy == "fsdp")
+        report = Reporter([done, *listeners, Nonfinite(skip_nonfinite, done, place.folder, ranks)], device)
         stack.callback(report.close)
-        stop = stack.enter_context(StopSignals(patience=PATIENCE if ranks.world_size > 1 else None).watching())
-        warmup_steps, saved = round(warmup_epochs * per_epoch), time.monotonic()
+        together = ranks.world_size > 1
+        stop = stack.enter_context(StopSignals(patience=STOP_PATIENCE if together else None).watching())
+        saved = time.monotonic()
 
         for epoch in range(done.next_epoch, epochs + 1):
             done.begin(epoch)
             report.begin_epoch()
             module.train()
             for batches, waited in _steps(data_loader, done, accumulation):
-                lr = peak_lr * lr_scale(done.step, warmup_steps, epochs * per_epoch)
+                lr = plan.lr(done.step)
                 set_lr(optimizer, lr)
-                model.before_step(done.step, epochs * per_epoch)
-                ratio = curriculum.mask_ratio(done.step / per_epoch) if curriculum else None
+                model.before_step(done.step, epochs * plan.per_epoch)
+                ratio = curriculum.mask_ratio(done.step / plan.per_epoch) if curriculum else None
                 with masking(model, ratio):
                     result = training_step(module, batches, optimizer, device=device, ranks=ranks, clip_grad=clip_grad)
-                averaged.update()
+                state.averaged.update()
                 done.advance()
                 pairs = result.pairs * ranks.world_size
                 report.on_step(StepRecord(done.step, epoch, done.position, lr, pairs, waited, batches, result))
-                if ranks.world_size > 1 and done.step % AGREE_EVERY and done.position < per_epoch:
+                if together and done.step % AGREE_EVERY and done.position < plan.per_epoch:
                     continue
-                due = time.monotonic() - saved > 60 * save_minutes
-                number, save_now = ranks.largest(stop.received, int(due))
+                number, due = ranks.largest(stop.received, int(time.monotonic() - saved > 60 * save_minutes))
                 stop.answered()
-                if save_now or number:
+                if due or number:
                     report.flush()
                     state.save(epoch - 1, LAST)
                     saved = time.monotonic()
                 if number:
                     _leave(number, f"stopped in epoch {epoch} of {epochs}, after step {done.step}", place.run, ranks)
             report.flush()
-            if not done.losses:
-                raise InputError(f"epoch {epoch} had no step whose loss is finite")
-            record = EpochRecord(done.step, epoch, EpochLoss(epoch, done.mean_loss, done.losses))
-            names = [LAST]
-            if validation is not None:
-                record.validation = _validate(validation, model, averaged, epoch, ranks, device)
-                record.values["validation_loss"] = record.validation.mean
-                if ranks.agree(record.validation.mean < done.best):
-                    done.best = record.validation.mean
-                    names.insert(0, BEST)  # before `last.pt` says that it was reached
-            if score and (epoch % score_epochs == 0 or epoch == epochs):
-                record.values |= _score(score, model, averaged, ranks)
-            if kept(epoch):
-                record.checkpoint = place.folder / f"{epoch}.pt"
-                names.append(record.checkpoint.name)  # last: that of the last epoch says that the run is finished
+            scored = score if epoch % score_epochs == 0 or epoch == epochs else None
+            record, names = _end_of_epoch(state, validation, scored, f"{epoch}.pt" if kept(epoch) else None)
             report.on_epoch(record)
             report.flush()
             state.save(epoch, *names)
@@ -210,6 +179,62 @@ def train(
         skipped = f", {done.skipped} steps skipped" if done.skipped else ""
         print(f"{place.run}: {epochs} epochs, {done.step:,} steps, {loss}; {report}{skipped}")
     return place.run
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How long a run is, and its learning rate."""
+
+    epochs: int
+    per_epoch: int
+    """steps"""
+    pairs_per_step: int
+    """over all ranks"""
+    peak_lr: float
+    warmup_epochs: float
+
+    def lr(self, step: int) -> float:
+        """Of a step of the whole run, from 0."""
+        return self.peak_lr * lr_scale(step, round(self.warmup_epochs * self.per_epoch), self.epochs * self.per_epoch)
+
+
+def _plan(
+    loader: Loader,
+    model: Model,
+    epochs: int,
+    accumulation: int,
+    ranks: Ranks,
+    base_lr: float,
+    peak_lr: float | None,
+    warmup_epochs: float | None,
+) -> _Plan:
+    per_epoch = len(loader) // accumulation
+    if not per_epoch:
+        raise InputError(
+            f"the loader has {len(loader)} batches, and a step takes {accumulation}; are there fewer pairs than a "
+            "step holds?"
+        )
+    pairs_per_step = pairs_per_batch(loader, model) * accumulation * ranks.world_size
+    peak_lr = base_lr * pairs_per_step / 256 if peak_lr is None else peak_lr
+    warmup_epochs = min(40, 0.1 * epochs) if warmup_epochs is None else warmup_epochs
+    return _Plan(epochs, per_epoch, pairs_per_step, peak_lr, warmup_epochs)
+
+
+def _listeners(
+    state: State, plan: _Plan, *, tracker: TrackerKind, bar: bool, figures: bool, divided: bool
+) -> list[Listener]:
+    """Who hears of the run on its first rank. divided: the model is spread over the ranks, if there are several."""
+    if not state.ranks.first:
+        return []
+    place, step = state.place, state.progress.step
+    trackers = tracker_for(tracker, place, step)
+    listeners: list[Listener] = [Logs(place), Divergence()]
+    if bar:
+        listeners.append(Bar(place.run, plan.epochs, plan.epochs * plan.per_epoch, step, plan.pairs_per_step))
+    if figures:
+        model = None if divided and state.ranks.world_size > 1 else state.model
+        listeners.append(Figures(place, model, state.averaged, state.device))
+    return listeners + trackers
 
 
 def _steps(loader: Loader, done: Progress, accumulation: int) -> Iterator[tuple[list[Batch], float]]:
@@ -236,21 +261,39 @@ def _steps(loader: Loader, done: Progress, accumulation: int) -> Iterator[tuple[
         pass  # batches that do not fill a step, and the end, where a loader may say that most files were bad
 
 
-def _validate(
-    loader: Loader, model: Model, averaged: Averaged, epoch: int, ranks: Ranks, device: torch.device
-) -> EpochLoss:
+def _end_of_epoch(
+    state: State, validation: Loader | None, score: Score | None, keep: str | None
+) -> tuple[EpochRecord, list[str]]:
+    """What the epoch came to, and the names of the checkpoints to write; keep: the one that is never overwritten."""
+    done = state.progress
+    if not done.losses:
+        raise InputError(f"epoch {done.epoch} had no step whose loss is finite")
+    record = EpochRecord(done.step, done.epoch, EpochLoss(done.epoch, done.mean_loss, done.losses))
+    names = [LAST]
+    if validation is not None:
+        record.validation = _validate(validation, state)
+        record.values["validation_loss"] = record.validation.mean
+        if state.ranks.agree(record.validation.mean < done.best):
+            done.best = record.validation.mean
+            names.insert(0, BEST)  # before `last.pt` says that it was reached
+    if score:
+        state.model.eval()
+        with state.averaged.in_place():
+            scores = state.ranks.agree(score(state.model))
+        record.values |= {name: float(value) for name, value in scores.items()}
+    if keep:
+        record.checkpoint = state.place.folder / keep
+        names.append(keep)  # last: that of the last epoch says that the run is finished
+    return record, names
+
+
+def _validate(loader: Loader, state: State) -> EpochLoss:
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(0)
     shared = getattr(loader, "world_size", 1) > 1
-    with averaged.in_place():
-        return replace(evaluate(model, loader, device, ranks=ranks if shared else None), epoch=epoch)
-
-
-def _score(function: Score, model: Model, averaged: Averaged, ranks: Ranks) -> dict[str, float]:
-    model.eval()
-    with averaged.in_place():
-        values = ranks.agree(function(model))
-    return {name: float(value) for name, value in values.items()}
+    with state.averaged.in_place():
+        loss = evaluate(state.model, loader, state.device, ranks=state.ranks if shared else None)
+    return replace(loss, epoch=state.progress.epoch)
 
 
 def _leave(number: int, where: str, run: str, ranks: Ranks) -> None:
