@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
+from cli.flags import Features, subcommands
 from evaluation.benchmark import Benchmark
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.benchmarks.folder import Folder
@@ -42,28 +43,19 @@ class OwnVideo(Folder):
 if TYPE_CHECKING:
     Chosen = Benchmark
 else:
-    Chosen = Union[  # noqa: UP007 — a subcommand for each: its fields are its flags
-        tuple(
-            Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)]
-            for name, kind in {**BENCHMARKS, "folder": OwnVideo}.items()
-        )
-    ]
+    Chosen = subcommands({**BENCHMARKS, "folder": OwnVideo})
 
 
 @tyro.conf.configure(tyro.conf.CascadeSubcommandArgs)
 def main(
     benchmark: Annotated[Chosen, tyro.conf.arg(name="")],
     out: Path,
-    source: str = "siammae_micro_64",
+    features: Annotated[Features, tyro.conf.arg(name="")] = Features(),  # noqa: B008
     protocol: Literal["paper", "rsp", "dino", "dinov3"] = "paper",
     sequences: tuple[str, ...] = (),
     frames: int | None = None,
     export: Path | None = None,
     videos: bool = False,
-    batch: int = 1,
-    root: Path = Path(),
-    device: str | None = None,
-    half: bool = False,
     expect: str | None = None,
     rules: Annotated[Overrides, tyro.conf.arg(name="")] = {},  # noqa: B006
 ) -> None:
@@ -73,39 +65,28 @@ def main(
 
     Args:
         out: folder of the results, new or of the same run: JSON, CSV, and pictures
-        source: a run, <run>/<epoch>, any file or folder of weights (siammae weights inspect FILE tells what it is),
-            untrained:CHECKPOINT, pixels, random, mae:PATH, mae_st:PATH, one_tubelet:MAE-ST, timm:NAME, timm:NAME@FILE,
-            jax:FILE, decoder:RUN (its cross-attention), or a control: copy, oracle, oracle:SOURCE (oracle alone: the
-            features of pixels)
         protocol: where the defaults of the flags --size to --min-max come from
         sequences: only these videos
         frames: only the first so many frames of each video
         export: folder, new or of the same run, for the results as indexed PNGs, which the official tool reads (joints:
             JSON)
         videos: write a strip and an mp4 of each video, and index.html over all of them, worst first
-        batch: frames to encode at once; it never changes the protocol
-        root: folder that holds checkpoints/
-        device: cuda, mps, cpu; default: the best there is
-        half: 16 bits on a GPU
         expect: a name of `siammae weights`, whose published number is printed beside ours, each with its protocol
     """
-    from cli.feature_sources import open_source
     from evaluation.run import evaluate
-    from ml.utils import best_device
 
-    where = str(best_device(device))
     beside = published_number(expect, benchmark) if expect else None
     result = evaluate(
         benchmark,
-        open_source(source, root, where, half),
+        features.open(),
         benchmark.protocol(protocol, **rules),
         out,
         names=sequences,
         frames=frames,
-        batch=batch,
+        batch=features.batch,
         export=export,
         write_video=write_mp4 if videos else None,
-        settings=dict(device=where.partition(":")[0], half=half),
+        settings=dict(device=features.where.partition(":")[0], half=features.half),
         report=lambda line: print(line, flush=True),
     )
     if beside:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from cli.flags import Features
 from evaluation.protocols import Protocol, protocol
 
 if TYPE_CHECKING:
@@ -15,15 +16,11 @@ LAPTOP = protocol("dino", size="short240")  # as `siammae track`
 
 def main(
     video: Annotated[Path, tyro.conf.Positional],
-    source: str = "siammae_micro",
     out: Path = Path("explore.html"),
     frames: int = 24,
     every: int = 0,
     start: int = 0,
-    batch: int = 1,
-    root: Path = Path(),
-    device: str | None = None,
-    half: bool = False,
+    features: Annotated[Features, tyro.conf.arg(name="")] = Features("siammae_micro"),  # noqa: B008
     rules: Annotated[Protocol, tyro.conf.arg(name="")] = LAPTOP,
 ) -> None:
     """Write one page to look into a model: what a patch is like in all frames, and how a painted mask travels.
@@ -33,25 +30,16 @@ def main(
 
     Args:
         video: any file that FFmpeg reads, or a folder of pictures
-        source: features: a run, <run>/<epoch>, a checkpoint's file, untrained:CHECKPOINT, pixels, random, mae:PATH,
-            mae_st:PATH, timm:NAME or timm:NAME@FILE
         out: the page
         frames: how many, at most
         every: take each so-manieth frame; 0: spread evenly to the end
         start: the first one's number, from 0
-        batch: frames to encode at once
-        root: folder that holds checkpoints/
-        device: cuda, mps, cpu; default: the best there is
-        half: 16 bits on a GPU
         rules: the protocol
     """
-    from cli.feature_sources import open_source
     from common.errors import InputError
     from dataset_loader.decoding import Video
     from evaluation.explore import encode, pack, write_explorer
-    from evaluation.features import Source
     from evaluation.videos import pictures_in, read_frame
-    from ml.utils import best_device
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{out} is not the name of a page; expected one that ends in .html")
@@ -66,15 +54,13 @@ def main(
             numbers = _chosen(len(clip.index.times), frames, every, start, video)
             array, stamps = clip.frames(numbers)
             pictures, names = list(array), [f"{time:.2f} s" for time in stamps - clip.index.times[0]]
-    features = open_source(source, root, str(best_device(device)), half)
-    if not isinstance(features, Source):
-        raise InputError(f"{source} is a control of `siammae eval`; a page takes a source of features")
-    kept, found, size = encode(pictures, features, rules, batch=batch)
+    source = features.open_source()
+    kept, found, size = encode(pictures, source, rules, batch=features.batch)
     packed = pack(found)
     print(f"{len(kept)} frames of {packed.grid[0]}×{packed.grid[1]} patches; {packed}")
     written = write_explorer(
-        out, kept, names, packed, size, rules, title=video.stem or str(video), source=features.name,
-        predictions=_predictions(source, root, kept, names),
+        out, kept, names, packed, size, rules, title=video.stem or str(video), source=source.name,
+        predictions=_predictions(features.source, features.root, kept, names),
     )  # fmt: skip
     print(f"{out}: {written / 2**20:.1f} MB")
 
@@ -99,13 +85,12 @@ def _predictions(source: str, root: Path, frames: "list[np.ndarray]", names: lis
     from common.errors import InputError
     from ml.checkpoints import find_checkpoint, load_model
     from ml.explore_pairs import predict_pairs
-    from ml.SiamMAE import SiamMAE
 
     try:
         model, _ = load_model(find_checkpoint(source, root))
     except InputError:
         return None
-    if not isinstance(model, SiamMAE) or model.pasts > 1:
+    if not model.of_pairs or model.sample_shape[0] > 2:
         return None
     last = len(frames) - 1
     pairs = dict.fromkeys(

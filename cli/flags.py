@@ -1,9 +1,15 @@
-"""Settings as words of a command line, and the other way round: the options that decide the defaults of others."""
+"""Flags that several commands have, and settings as words of a command line."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 import tyro
+
+if TYPE_CHECKING:
+    from evaluation.controls import Tracker
+    from evaluation.features import Source
 
 Options = TypeVar("Options")
 
@@ -26,3 +32,52 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
         elif value is not None:
             words += [f"--{flag}", str(value)]
     return words
+
+
+def subcommands(kinds: Mapping[str, type]) -> Any:
+    """The type of an argument that is one of these by name: a subcommand for each, whose fields are its flags."""
+    return Union[  # noqa: UP007
+        tuple(Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in kinds.items())
+    ]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Where features come from, and how they are computed."""
+
+    source: str = "siammae_micro_64"
+    """a run, <run>/<epoch>, any file or folder of weights (siammae weights inspect FILE tells what it is),
+    untrained:CHECKPOINT, pixels, random, mae:PATH, mae_st:PATH, one_tubelet:MAE-ST, timm:NAME, timm:NAME@FILE,
+    jax:FILE, decoder:RUN (its cross-attention); eval also takes a control: copy, oracle, oracle:SOURCE (oracle alone: the
+    features of pixels)"""
+    batch: int = 1
+    """frames to encode at once; it never changes the protocol"""
+    root: Path = Path()
+    """folder that holds checkpoints/"""
+    device: str | None = None
+    """cuda, mps, cpu; default: the best there is"""
+    half: bool = False
+    """16 bits on a GPU"""
+
+    @property
+    def where(self) -> str:
+        """The device that it means here."""
+        from ml.devices import best_device
+
+        return str(best_device(self.device))
+
+    def open(self) -> "Tracker":
+        """A source of features, or a control."""
+        from cli.feature_sources import open_source
+
+        return open_source(self.source, self.root, self.where, self.half)
+
+    def open_source(self) -> "Source":
+        """A source of features; an InputError for a control."""
+        from common.errors import InputError
+        from evaluation.features import Source
+
+        opened = self.open()
+        if not isinstance(opened, Source):
+            raise InputError(f"{self.source} is a control of `siammae eval`; this command takes a source of features")
+        return opened

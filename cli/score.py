@@ -1,23 +1,18 @@
 """siammae score BENCHMARK RESULTS --data DATA"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from cli.flags import subcommands
 from evaluation.benchmark import Benchmark
 from evaluation.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
     Chosen = Benchmark
 else:
-    Chosen = Union[  # noqa: UP007 — a subcommand for each: its fields are its flags
-        tuple(
-            Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)]
-            for name, kind in BENCHMARKS.items()
-            if name != "folder"  # of which nothing is scored
-        )
-    ]
+    Chosen = subcommands({name: kind for name, kind in BENCHMARKS.items() if name != "folder"})  # it has no truth
 
 
 @tyro.conf.configure(tyro.conf.CascadeSubcommandArgs)

@@ -10,6 +10,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from cli.flags import Features
 from common.errors import InputError
 from evaluation.protocols import Protocol, protocol
 
@@ -22,11 +23,7 @@ def main(
     points: tuple[str, ...] = (),
     threshold: int | None = None,
     out: Path | None = None,
-    source: str = "siammae_micro_64",
-    batch: int = 1,
-    root: Path = Path(),
-    device: str | None = None,
-    half: bool = False,
+    features: Annotated[Features, tyro.conf.arg(name="")] = Features(),  # noqa: B008
     rules: Annotated[Protocol, tyro.conf.arg(name="")] = LAPTOP,
 ) -> None:
     """Follow objects that are marked in the first frame through a video; write an overlay video and the masks.
@@ -39,27 +36,17 @@ def main(
         points: marks x,y,label in the first frame instead: disks of a twentieth of its short side
         threshold: what is at least as bright in the mask (0 to 255) is the one object: for JPEGs and soft edges
         out: folder for overlay.mp4 and masks/; default: <video's name>_tracked, here
-        source: features: a run, <run>/<epoch>, any file or folder of weights (siammae weights inspect FILE),
-            untrained:CHECKPOINT, pixels, random, mae:PATH, mae_st:PATH, timm:NAME, timm:NAME@FILE, jax:FILE or
-            decoder:RUN
-        batch: frames to encode at once
-        root: folder that holds checkpoints/
-        device: cuda, mps, cpu; default: the best there is
-        half: 16 bits on a GPU
         rules: the protocol
     """
     from tqdm import tqdm
 
-    from cli.feature_sources import open_source
     from dataset_loader.decoding import Video
     from dataset_loader.preparing.encoding import write_video
     from dataset_loader.times import ascending, usual_spacing
-    from evaluation.features import Source
     from evaluation.pictures import even, overlay, save_mask, square
     from evaluation.results import digest
     from evaluation.track import points_to_mask, track
     from evaluation.videos import read_mask
-    from ml.utils import best_device
 
     if (mask is None) == (not points):
         raise InputError("mark what to follow: give either --mask FIRST.png or --points x,y,label …")
@@ -71,9 +58,7 @@ def main(
         frame, _ = next(iter(clip.each_frame()))
         aspect = clip.pixel_aspect()
         first = read_mask(mask, threshold) if mask else points_to_mask(points, (frame.shape[0], frame.shape[1]))
-        features = open_source(source, root, str(best_device(device)), half)
-        if not isinstance(features, Source):
-            raise InputError(f"{source} is a control of `siammae eval`; tracking takes a source of features")
+        source = features.open_source()
         times: deque[float] = deque()
 
         def frames() -> Iterator[np.ndarray]:
@@ -81,14 +66,14 @@ def main(
                 times.append(time)
                 yield image
 
-        pairs = track(frames(), first, features, rules, batch=batch)
+        pairs = track(frames(), first, source, rules, batch=features.batch)
         opening = next(pairs)  # what is wrong with the mask is said before anything is written
         about = dict(
-            video=str(video), bytes=video.stat().st_size, first=digest(first), source=features.name,
-            weights=features.weights, half=half, protocol=asdict(rules),
+            video=str(video), bytes=video.stat().st_size, first=digest(first), source=source.name,
+            weights=source.weights, half=features.half, protocol=asdict(rules),
         )  # fmt: skip
         _claim(out, about)
-        print(f"{video}, {count} frames of {frame.shape[1]}×{frame.shape[0]}; {features.name}; {rules}")
+        print(f"{video}, {count} frames of {frame.shape[1]}×{frame.shape[0]}; {source.name}; {rules}")
 
         def drawn() -> Iterator[np.ndarray]:
             everything = chain([opening], pairs)

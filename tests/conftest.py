@@ -9,6 +9,7 @@ import torch
 
 from dataset_loader.preparing.encoding import write_video
 from dataset_loader.synthetic import synthetic_video
+from tests.processes import Trainer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -34,6 +35,14 @@ def clips(tmp_path_factory) -> Path:
         scene = synthetic_video(seed, height=96, width=128, seconds=2, fps=30)
         write_video(folder / f"family{seed % 2}_{seed}.mp4", scene.frames.transpose(0, 2, 3, 1), scene.times)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trainer():
+    """Where runs are started, killed and started again; one for all tests, as its imports take seconds."""
+    trainer = Trainer()
+    yield trainer
+    trainer.close()
 
 
 @pytest.fixture(scope="session")

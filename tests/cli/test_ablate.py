@@ -11,16 +11,8 @@ from ml.ablation import Cell, Result, finished_run, make_cells, read_grid, rows_
 from ml.ablation_figure import ablation_figure
 from ml.logs import read_losses, read_steps
 from ml.presets import preset
-from tests.cli.grids import Ablations
 
 SMALL = ("image_size=32", "epochs=1", "warmup_epochs=0", "num_epochs_per_save=1")  # 6 steps
-
-
-@pytest.fixture(scope="module")
-def ablations():
-    ablations = Ablations()
-    yield ablations
-    ablations.close()
 
 
 def line(clips, root, *grid):
@@ -34,20 +26,21 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_a_grid_that_is_killed_and_stopped_goes_on_with_the_same_line(ablations, clips, tmp_path):
+def test_a_grid_that_is_killed_and_stopped_goes_on_with_the_same_line(trainer, clips, tmp_path):
     """Killed in the second run, stopped with Ctrl-C in the third, then left alone; once more there is nothing to do."""
     root = tmp_path / "grid"
     words = line(clips, root, "decoder_kind=cross-self,cross", "seed=0,1")
-    assert ablations.run(words, root, signal=int(signal.SIGKILL), after=9)[0] == -signal.SIGKILL
+    codes, _ = trainer.run(words, root=root, group=True, signal=int(signal.SIGKILL), after=9)
+    assert codes == [-signal.SIGKILL]
     first, second = sorted((root / "losses").glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
     unfinished = len(read_steps(second))
     assert len(read_steps(first)) == 7 and 1 <= unfinished < 6  # the epoch has a line of its own
     written = first.stat().st_mtime_ns
-    code, said = ablations.run(words, root, signal=int(signal.SIGINT), after=7 + 7 + 2)
-    assert code == 130 and "4 runs, 1 of them finished" in said and "decoder_kind cross, seed 0: stopped" in said
+    codes, said = trainer.run(words, root=root, group=True, signal=int(signal.SIGINT), after=7 + 7 + 2)
+    assert codes == [130] and "4 runs, 1 of them finished" in said and "decoder_kind cross, seed 0: stopped" in said
     assert [row["n"] for row in table(root / "ablation.csv")] == ["2", "0"]
-    code, said = ablations.run(words, root)
-    assert code == 0 and "4 runs, 2 of them finished" in said, said
+    codes, said = trainer.run(words, root=root)
+    assert codes == [0] and "4 runs, 2 of them finished" in said, said
     logs = sorted((root / "losses").glob("*.jsonl"))
     assert len(logs) == 4 and first.stat().st_mtime_ns == written  # none was begun twice
     for log in logs:
@@ -70,19 +63,19 @@ def test_a_grid_that_is_killed_and_stopped_goes_on_with_the_same_line(ablations,
     assert (root / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
     pictures = (root / "ablation.png").stat().st_mtime_ns
-    code, said = ablations.run(words, root)
-    assert code == 0 and "4 runs, 4 of them finished" in said and "seed 1: loss" not in said
+    codes, said = trainer.run(words, root=root)
+    assert codes == [0] and "4 runs, 4 of them finished" in said and "seed 1: loss" not in said
     assert (root / "ablation.png").stat().st_mtime_ns > pictures
 
 
-def test_a_run_that_fails_ends_alone_and_is_said(ablations, clips, tmp_path):
+def test_a_run_that_fails_ends_alone_and_is_said(trainer, clips, tmp_path):
     """Two at a time, with held-out videos: 36 pixels do not divide into patches of 8."""
     root, held_out = tmp_path / "grid", tmp_path / "held_out"
     held_out.mkdir()
     (held_out / "one.mp4").write_bytes((clips / "family0_0.mp4").read_bytes())
     words = ["ablate", "--data", clips, "--test-data", held_out, "--root", root, "--preset", "smoke", "--jobs", "2"]
-    code, said = ablations.run([*words, "--device", "cpu", "--grid", "image_size=36,32", *SMALL[1:]], root)
-    assert code == 2 and "1 of 2 runs did not finish (image_size 36: ended with code 2: siammae train: " in said
+    codes, said = trainer.run([*words, "--device", "cpu", "--grid", "image_size=36,32", *SMALL[1:]], root=root)
+    assert codes == [2] and "1 of 2 runs did not finish (image_size 36: ended with code 2: siammae train: " in said
     broken, whole = table(root / "ablation.csv")
     assert broken["n"] == "0" and "ended with code 2" in broken["notes"] and not broken["train_mean"]
     assert whole["n"] == "1" and float(whole["train_mean"]) > 0 and not whole["train_sd"]

@@ -289,15 +289,6 @@ def test_sources_of_features(run, tmp_path):
         open_source(f"one_tubelet:{tmp_path / 'p.pt'}", root, "cpu", False)
 
 
-def test_learn_compares_clips_with_copying(clips, tmp_path, capsys):
-    options = ["--preset", "mae_st_large_smoke", "--steps", "4", "--held-out", "0.2", "--family", "family1"]
-    assert main(["learn", "--data", str(clips), "--out", str(tmp_path), *options]) == 0
-    said = capsys.readouterr().out
-    assert "| checkpoint | which | model | copy | copy × factor | mean | model / copy |" in said
-    assert all(f"| untrained | {part} |" in said for part in ("all", "seen", "unseen"))
-    assert {p.suffix for p in tmp_path.glob("learn_*")} == {".json", ".md", ".png", ".gif"}
-
-
 def test_the_papers_recipe():
     """Feichtenhofer et al. 2022, appendix A, field by field; repetitions are not counted in the batch."""
     config = preset("mae_st_large").config

@@ -59,7 +59,8 @@ def test_a_curriculum_with_photographs_that_is_watched(clips, tmp_path, capsys):
     for k in range(2):
         Image.effect_noise((120, 90), 60 + k).save(tmp_path / "photos" / f"{k}.png")
     given = ["train", "--data", str(tmp_path / "train"), "--preset", "smoke", "--root", str(tmp_path)]
-    given += ["--batch-size", "4", "--photos", str(tmp_path / "photos"), "--test-data", str(tmp_path / "test")]
+    given += ["--batch-size", "4", "--image-size", "32", "--photos", str(tmp_path / "photos")]
+    given += ["--test-data", str(tmp_path / "test")]
     given += ["--score-epochs", "1"]
     schedule = "0 shifted_patches 0.5; 1 mixed:video=1,shifted=1 0.75"
     assert main([*given, "--schedule", schedule, "--motion"]) == 0

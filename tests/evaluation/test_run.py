@@ -198,31 +198,22 @@ def test_a_process_does_not_wait_for_ever(small_davis, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("launcher", ["environment", pytest.param("torchrun", marks=pytest.mark.slow)])
-def test_two_processes_give_what_one_gives(launcher, small_davis, tmp_path, capsys):
+def test_two_processes_give_what_one_gives(launcher, trainer, small_davis, tmp_path, capsys):
     options = ["--data", small_davis, "--source", "pixels", "--protocol", "dino", "--size", "32x48", "--videos"]
     arguments = [str(word) for word in ["eval", "davis", *options, "--device", "cpu", "--out"]]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable,
-        "-m",
-        "cli.main",
-        *arguments,
-        str(tmp_path / "two"),
-        "--export",
-        str(tmp_path / "two" / "masks"),
-    ]
+    two = [*arguments, str(tmp_path / "two"), "--export", str(tmp_path / "two" / "masks")]
     if launcher == "torchrun":
-        command[1:2] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-        environments = [shared]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(
+            [*command, "cli.main", *two], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert ended.returncode == 0, ended.stderr
+        said = ended.stdout
     else:  # what torchrun hands to each process
-        environments = [{**shared, "RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
-    running = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for environment in environments
-    ]
-    ended = [process.communicate(timeout=200) for process in running]
-    assert [process.returncode for process in running] == [0] * len(running), ended
-    two_lines = [line for output, _ in ended for line in output.splitlines()]
+        codes, said = trainer.run(two, two, root=tmp_path / "said")
+        assert codes == [0, 0], said
+    two_lines = [line for line in said.splitlines() if line.strip()]
     assert main([*arguments, str(tmp_path / "one"), "--export", str(tmp_path / "one" / "masks")]) == 0
     outputs = [two_lines, capsys.readouterr().out.splitlines()]
     two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))

@@ -8,11 +8,9 @@ import subprocess
 
 import numpy as np
 import pytest
-import timm
 import torch
 
 from common.errors import InputError
-from mae.patches import normalize
 from ml.checkpoints import (
     check_whole,
     find_checkpoint,
@@ -24,7 +22,6 @@ from ml.checkpoints import (
 )
 from ml.logs import EpochLoss, append_line, cut_after, read_losses
 from ml.samples import load_samples, save_samples
-from ml.SiamMAE import build_model
 from tests.ml.small import run, tiny
 
 
@@ -208,16 +205,3 @@ def test_every_pickle_protocol_of_plain_arrays_is_read(tmp_path):
     for protocol in range(2, 6):
         (tmp_path / "x").write_bytes(pickle.dumps({"video": video, "time": np.zeros((1, 2)), "name": ["a"]}, protocol))
         assert load_samples(tmp_path / "x")["video"].shape == video.shape
-
-
-@torch.no_grad()
-def test_timm_gives_the_same_features_with_the_exported_encoder():
-    torch.manual_seed(0)
-    model = build_model("siammae_small_patch16").eval()
-    for parameter in model.parameters():
-        parameter.add_(torch.randn_like(parameter) * 0.02)
-    theirs = timm.create_model("vit_small_patch16_224", num_classes=0).eval()
-    theirs.load_state_dict(model.encoder.state_dict(), strict=True)
-    frames = torch.rand(2, 3, 224, 224)
-    features = theirs.forward_features(normalize(frames))[:, 1:].unflatten(1, (14, 14))
-    torch.testing.assert_close(features, model.encode(frames), rtol=0, atol=1e-5)

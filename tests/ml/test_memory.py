@@ -1,8 +1,6 @@
 """Freed memory is kept: a second step asks the system for next to nothing."""
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -27,9 +25,9 @@ print(before, faults())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no mallopt")
-def test_a_second_step_takes_the_memory_of_the_first():
-    run = subprocess.run(
-        [sys.executable, "-c", CODE], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
-    before, after = map(int, run.stdout.split())
+def test_a_second_step_takes_the_memory_of_the_first(trainer, tmp_path):
+    (tmp_path / "steps.py").write_text(CODE)
+    codes, said = trainer.run(["python", tmp_path / "steps.py"], root=tmp_path)
+    assert codes == [0], said
+    before, after = map(int, said.split())
     assert after < 100 < before

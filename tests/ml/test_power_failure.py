@@ -7,6 +7,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -157,9 +158,15 @@ def identity_of(run, root):
     return json.loads((root / "checkpoints" / run / "config.json").read_text())
 
 
+@cache
+def model():
+    """It gets the weights of whatever a run goes on from."""
+    return tiny()
+
+
 def gone_on_with(run, where, identity, resume):
     """(step, epoch) from which a run goes on after what happened to `where`; its logs know that much and no more."""
-    place = begin_run(where, "", tiny(), identity, resume, False, Ranks(), lambda folder: None)
+    place = begin_run(where, "", model(), identity, resume, False, Ranks(), lambda folder: None)
     assert place.run == run, "another run was begun"
     state = place.checkpoint or {"step": 0, "epoch": 0}
     steps = read_steps(place.steps) if state["step"] else []
@@ -209,7 +216,7 @@ def test_every_moment_leaves_a_run_that_is_gone_on_with(recording, tmp_path, cap
             if (folder / "best.pt").is_file():
                 assert torch.load(folder / "best.pt", weights_only=True)["epoch"] >= 1
             if events[-1][0] == "replace" and events[-1][2].endswith(".pt"):
-                again = begin_run(where, "", tiny(), identity, "auto", False, Ranks(), lambda folder: None)
+                again = begin_run(where, "", model(), identity, "auto", False, Ranks(), lambda folder: None)
                 assert (again.run != run) == finished, "only a finished run is left alone"
             shutil.rmtree(where)
     assert seen == dict.fromkeys(POWER, 6)

@@ -35,46 +35,52 @@ def state(root):
     return load_run(path)
 
 
+STEP = ("--batch-size", "48", "--epochs", "1", "--prefix", "g")
+
+
+def trained(trainer, clips, root, processes=1, strategy="ddp"):
+    """Losses and norms of twelve steps, and the first average of the gradients of one step of all 48 pairs, a vector.
+
+    The batch is that of a whole step, so each of two processes has half of it.
+    """
+    gradients = root / "g"
+    for place, more in ((root, ()), (gradients, STEP)):
+        codes, said = trainer.run(*[command(clips, place, "--strategy", strategy, *more)] * processes, root=place)
+        assert codes == [0] * processes, said
+    saved = state(gradients)["optimizer"]
+    return *numbers(root, "loss", "grad_norm"), torch.cat([saved[name]["exp_avg"].flatten() for name in sorted(saved)])
+
+
+@pytest.fixture(scope="module")
+def alone(trainer, clips, tmp_path_factory):
+    """What one process comes to."""
+    return trained(trainer, clips, tmp_path_factory.mktemp("alone"))
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_do_what_one_does_with_twice_the_batch(strategy, trainer, clips, tmp_path):
-    """Twelve steps of 8 pairs; then the gradients of one step of all 48, from AdamW's first average of them."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert trainer.run(command(clips, one), root=one)[0] == [0]
-    codes, said = trainer.run(*[command(clips, two, "--strategy", strategy)] * 2, root=two)
-    assert codes == [0, 0], said
-    (losses, norms), (their_losses, their_norms) = (numbers(root, "loss", "grad_norm") for root in (one, two))
+def test_two_processes_do_what_one_does_with_twice_the_batch(strategy, alone, trainer, clips, tmp_path):
+    losses, norms, gradient = alone
+    their_losses, their_norms, their_gradient = trained(trainer, clips, tmp_path, 2, strategy)
     assert len(losses) == 12 and losses[:10] == pytest.approx(their_losses[:10], rel=1e-4)
     assert norms[0] == pytest.approx(their_norms[0], rel=1e-5)
-    gradients = []
-    step = ("--batch-size", "48", "--epochs", "1", "--prefix", "g")
-    for commands, root in (
-        ([command(clips, one / "g", *step)], one / "g"),
-        ([command(clips, two / "g", *step, "--strategy", strategy)] * 2, two / "g"),
-    ):
-        codes, said = trainer.run(*commands, root=root)
-        assert set(codes) == {0}, said
-        saved = state(root)["optimizer"]
-        gradients.append(torch.cat([saved[name]["exp_avg"].flatten() for name in sorted(saved)]))
-    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm() and gradients[0].norm() > 0
+    assert (gradient - their_gradient).norm() <= 1e-5 * gradient.norm() and gradient.norm() > 0
 
 
-def test_checkpoints_move_between_numbers_of_processes(trainer, clips, tmp_path):
+def test_checkpoints_move_between_numbers_of_processes(alone, trainer, clips, tmp_path):
     """One process, then two (all divided), then two (gradients shared), then one: the losses of one alone."""
-    alone, moved = tmp_path / "alone", tmp_path / "moved"
-    assert trainer.run(command(clips, alone), root=alone)[0] == [0]
-    stop = dict(root=moved, signal=int(signal.SIGTERM))
-    codes, said = trainer.run(command(clips, moved), **stop, after=2)
+    stop = dict(root=tmp_path, signal=int(signal.SIGTERM))
+    codes, said = trainer.run(command(clips, tmp_path), **stop, after=2)
     assert codes == [143], said
     for strategy, after in (("fsdp", 5), ("ddp", 8)):
-        codes, said = trainer.run(*[command(clips, moved, "--strategy", strategy)] * 2, **stop, after=after)
+        codes, said = trainer.run(*[command(clips, tmp_path, "--strategy", strategy)] * 2, **stop, after=after)
         assert codes == [143, 143] and "going on with" in said, said
-    codes, said = trainer.run(command(clips, moved), root=moved)
+    codes, said = trainer.run(command(clips, tmp_path), root=tmp_path)
     assert codes == [0], said
-    (steps, losses), (_, expected) = numbers(moved, "step", "loss"), numbers(alone, "step", "loss")
-    assert steps == list(range(1, 13)) and losses == pytest.approx(expected, rel=1e-3)
+    steps, losses = numbers(tmp_path, "step", "loss")
+    assert steps == list(range(1, 13)) and losses == pytest.approx(alone[0], rel=1e-3)
 
 
-def test_features_and_validation_come_from_a_model_in_training(tmp_path):
+def test_features_and_validation_come_from_a_model_in_training(trainer, tmp_path):
     """`encode`, and the loss on shares of different lengths, under DDP and FSDP2 between two steps in every process."""
     program = tmp_path / "program.py"
     program.write_text(
@@ -100,10 +106,8 @@ def test_features_and_validation_come_from_a_model_in_training(tmp_path):
         f"    open(f'{tmp_path}/{{strategy}}{{ranks.rank}}', 'x').close()\n"
         "ranks.wait(); leave_ranks()\n"
     )
-    process = torchrun(program)
-    said, complained = process.communicate(timeout=120)
-    assert process.returncode == 0, complained[-2000:]
-    assert all((tmp_path / name).is_file() for name in ("ddp0", "ddp1", "fsdp0", "fsdp1")), said
+    codes, said = trainer.run(*[["python", program]] * 2, root=tmp_path)
+    assert codes == [0, 0] and all((tmp_path / name).is_file() for name in ("ddp0", "ddp1", "fsdp0", "fsdp1")), said
 
 
 def torchrun(*words, options=()):
@@ -127,6 +131,7 @@ def wait_for_steps(root, count, process):
     raise AssertionError(f"no {count} steps: {process.communicate(timeout=10)}")
 
 
+@pytest.mark.slow
 def test_a_signal_to_torchrun_itself_saves_and_goes_on(clips, tmp_path):
     """As Slurm sends it, SIGUSR1 to the launcher: it passes it on, both processes save, and the same line goes on."""
     words = ["-m", "cli.main", *command(clips, tmp_path, "--epochs", "4")]
@@ -144,6 +149,7 @@ def test_a_signal_to_torchrun_itself_saves_and_goes_on(clips, tmp_path):
     assert numbers(tmp_path, "step") == [list(range(1, 25))]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_within_a_minute(clips, tmp_path):
     """Killed from outside; torchrun says which one, and the one that is left does not wait for ever."""
     process = torchrun("-m", "cli.main", *command(clips, tmp_path, "--epochs", "200"))
@@ -186,20 +192,22 @@ def test_a_rank_set_by_accident_is_one_sentence(monkeypatch):
         join_ranks("cpu")
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_process_that_waits_alone_says_for_whom(rank, tmp_path):
-    """Nobody else comes: within seconds it says where it waits; here its patience is cut to 8 s."""
-    code = (
-        "import ml.ranks, datetime; ml.ranks.PATIENCE = datetime.timedelta(seconds=8)\n"
-        "try: ml.ranks.join_ranks('cpu')\n"
-        "except ml.ranks.InputError as error: print(error)"
-    )
-    place = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **place}, timeout=60
-    )
-    assert f"process {rank} of 2 waits at 127.0.0.1:{place['MASTER_PORT']}" in result.stderr
-    assert f"process {rank} did not meet the others" in result.stdout
+def test_a_process_that_waits_alone_says_for_whom(trainer, tmp_path):
+    """The first and the second, each of a run of its own: nobody else comes. Their patience is cut to 7 s."""
+    ports = [free_port(), free_port()]
+    for rank, port in enumerate(ports):
+        (tmp_path / f"{rank}.py").write_text(
+            "import datetime, os, ml.ranks\n"
+            f"os.environ.update(RANK='{rank}', WORLD_SIZE='2', MASTER_PORT='{port}')\n"
+            "ml.ranks.ANSWER_PATIENCE = datetime.timedelta(seconds=7)\n"
+            "try: ml.ranks.join_ranks('cpu')\n"
+            "except ml.ranks.InputError as error: print(error)"
+        )
+    codes, said = trainer.run(*(["python", tmp_path / f"{rank}.py"] for rank in (0, 1)), root=tmp_path)
+    assert codes == [0, 0], said
+    for rank, port in enumerate(ports):
+        assert f"process {rank} of 2 waits at 127.0.0.1:{port}" in said, said
+        assert f"process {rank} did not meet the others" in said, said
 
 
 def free_port():

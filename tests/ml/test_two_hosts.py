@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from ml.logs import read_steps
-from tests.processes import Trainer
 
 ROOT = Path(__file__).parents[2]
 IP = shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -89,7 +88,7 @@ def lines_of_steps(root):
 
 
 @pytest.mark.slow
-def test_a_host_dies_and_the_other_goes_on_alone(hosts, clips, tmp_path):
+def test_a_host_dies_and_the_other_goes_on_alone(hosts, trainer, clips, tmp_path):
     """4 + 4 pairs a step, then 8 in one process, by torchrun's own restart: the losses of an undisturbed run."""
     root, alone = tmp_path / "two", tmp_path / "alone"
     first, second = hosts
@@ -117,11 +116,7 @@ def test_a_host_dies_and_the_other_goes_on_alone(hosts, clips, tmp_path):
     assert "another process of the run has ended" in text and "going on with" in text
     assert lines_of_steps(root) == list(range(1, STEPS + 1))
 
-    trainer = Trainer()
-    try:
-        code, complained = trainer.run(["train", "--data", clips, "--root", alone, *SETTINGS], root=alone)
-    finally:
-        trainer.close()
+    code, complained = trainer.run(["train", "--data", clips, "--root", alone, *SETTINGS], root=alone)
     assert code == [0], complained
     assert [losses(root)[k] for k in range(1, STEPS + 1)] == pytest.approx(
         [losses(alone)[k] for k in range(1, STEPS + 1)], rel=1e-3
