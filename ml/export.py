@@ -34,7 +34,7 @@ def to_timm(model: Exportable, folder: Path, licence: str = "other") -> str:
     The configuration has our pixel statistics: with timm's defaults for the architecture, mean and std would be 0.5.
     """
     encoder = model.image_encoder()
-    sizes = encoder.config
+    sizes = encoder.encoder_config
     _refuse_other_eps(sizes, "timm's models")
     height, width = image_size(encoder)
     config = dict(
@@ -47,7 +47,8 @@ def to_timm(model: Exportable, folder: Path, licence: str = "other") -> str:
         ),
     )  # fmt: skip
     _write_json(folder / "config.json", config)
-    _write_tensors(folder / "model.safetensors", on_cpu(encoder.state_dict()), {"format": "pt"})
+    state = {name: value for name, value in encoder.state_dict().items() if not name.startswith(("decoder_", "mask_"))}
+    _write_tensors(folder / "model.safetensors", on_cpu(state), {"format": "pt"})
     return (
         f'import timm\nmodel = timm.create_model("local-dir:{folder.name}", pretrained=True).eval()\n'
         f"features = model.forward_features(pixels)  # ImageNet's mean and std; token 0 is the class token"

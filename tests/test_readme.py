@@ -66,3 +66,14 @@ def test_the_python_runs(clips, tmp_path, monkeypatch):
     names = {"images": torch.rand(2, 3, 64, 96)}
     exec(code, names)
     assert names["features"].shape == (2, 8, 12, 128) and len(names["figures"]) == 2
+
+
+def test_the_tests_that_hold_an_error_exist():
+    """The table of tests/README.md; `…` is the file named before."""
+    table = (ROOT / "tests" / "README.md").read_text()
+    names = re.findall(r"`(\S+\.py|…)(?:::(\w+))?`", table)
+    assert len(names) > 40
+    path = ROOT
+    for file, test in names:
+        path = path if file == "…" else ROOT / "tests" / file
+        assert path.is_file() and f" {test}" in path.read_text(), f"{file}::{test}"

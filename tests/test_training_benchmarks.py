@@ -11,15 +11,19 @@ from benchmarks.counting import attention_forward, count, least_products, noise_
 from common.errors import InputError
 from ml.SiamMAE import build_model
 
-
-@pytest.fixture(scope="module")
-def speed(tmp_path_factory):
-    out = tmp_path_factory.mktemp("speed") / "speed.json"
-    training_speed.main(["--smoke", "--out", str(out)])
-    return json.loads(out.read_text())
+ROW = {"median": 1.0, "low": 0.9, "high": 1.1}
+PROCESSES = {"seconds": {"alone": 1.0, "both": 2.0}, "rows": {"two processes": dict(ROW)}}
+MEMORY = [{"model": "m", "checkpointing": False, "forward MB a sample": 1.0}]
 
 
-def test_every_row_of_the_training_speed_is_there(speed):
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_row_of_the_training_speed_is_there(whole, tmp_path, monkeypatch):
+    """whole: with what starts programs of its own: two processes that train together, and each model's memory."""
+    if not whole:
+        monkeypatch.setattr(training_speed, "measure_processes", lambda settings: PROCESSES)
+        monkeypatch.setattr(training_speed, "measure_memory", lambda settings: MEMORY)
+    training_speed.main(["--smoke", "--out", str(tmp_path / "speed.json")])
+    speed = json.loads((tmp_path / "speed.json").read_text())
     expected = {
         *training_speed.DEMANDS, "speed to explicit baseline", "checkpointing, time", "fused AdamW to foreach",
         "fused AdamW to plain",
@@ -30,20 +34,14 @@ def test_every_row_of_the_training_speed_is_there(speed):
     assert all(seconds > 0 for seconds in speed["seconds"].values())
     text = training_speed.table(speed)
     assert all(name in text for name in expected) and "asked ≥ 0.95" in text
-
-
-def test_memory_is_measured_beside_what_is_counted(speed):
-    assert [row["checkpointing"] for row in speed["memory"]] == [False, True] * 2  # of pairs, and of clips
-    for whole, less in zip(speed["memory"][::2], speed["memory"][1::2], strict=True):
-        assert less["kept MB a sample"] < 0.5 * whole["kept MB a sample"]
-    for row in speed["memory"]:  # the peak holds at least most of what is kept; Linux counts pages a little late
-        assert 0.5 * row["kept MB a sample"] < row["forward MB a sample"] <= 1.02 * row["backward MB a sample"]
-
-
-def test_a_missed_demand_is_called_missed(speed):
-    missed = {**speed, "rows": {"two processes": {"median": 1.0, "low": 0.9, "high": 1.1, "at_least": 1.7}}}
-    assert "MISSED" in training_speed.table(missed)
-    assert "MISSED" not in training_speed.table({**speed, "rows": {"x": {"median": 1.0, "low": 0.9, "high": 1.1}}})
+    assert "MISSED" in training_speed.table({**speed, "rows": {"x": {**ROW, "at_least": 1.7}}})
+    assert "MISSED" not in training_speed.table({**speed, "rows": {"x": ROW}})
+    if whole:
+        assert [row["checkpointing"] for row in speed["memory"]] == [False, True] * 2  # of pairs, and of clips
+        for all_kept, less in zip(speed["memory"][::2], speed["memory"][1::2], strict=True):
+            assert less["kept MB a sample"] < 0.5 * all_kept["kept MB a sample"]
+        for row in speed["memory"]:  # the peak holds at least most of what is kept; Linux counts pages a little late
+            assert 0.5 * row["kept MB a sample"] < row["forward MB a sample"] <= 1.02 * row["backward MB a sample"]
 
 
 def test_the_ways_are_called_in_turn_and_the_first_round_does_not_count():

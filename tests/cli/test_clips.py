@@ -231,19 +231,6 @@ def test_training_starts_from_public_or_inflated_weights(kind, clips, tmp_path, 
         torch.testing.assert_close(kernel, own["patch_embed.proj.weight"], rtol=0, atol=1e-5)
 
 
-@pytest.fixture
-def camvid(tmp_path):
-    """Three frames of 64×96 with a square of class 1 that moves."""
-    for t in range(3):
-        labels = np.zeros((64, 96), np.uint8)
-        labels[16:40, 8 + 8 * t : 40 + 8 * t] = 1
-        frame = np.random.default_rng(t).integers(0, 40, (64, 96, 3)) + 180 * labels[..., None] * (1, 0, 0)
-        for kind, picture in (("frames", frame.astype(np.uint8)), ("labels", labels)):
-            (tmp_path / "camvid" / kind).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(tmp_path / "camvid" / kind / f"{t}.png")
-    return tmp_path / "camvid"
-
-
 def test_a_model_of_clips_has_its_row_in_the_evaluation(run, camvid, tmp_path, capsys):
     root, name = run
     for number, source in enumerate((name, f"untrained:{name}", f"one_tubelet:{name}")):

@@ -41,20 +41,6 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def camvid(tmp_path):
-    """Three frames of 64×96 with a square of class 1."""
-    folder = tmp_path / "camvid"
-    for t in range(3):
-        labels = np.zeros((H, W), np.uint8)
-        labels[16:40, 8 + 8 * t : 40 + 8 * t] = 1
-        frame = np.random.default_rng(t).integers(0, 40, (H, W, 3)) + 180 * labels[..., None] * (1, 0, 0)
-        for kind, picture in (("frames", frame.astype(np.uint8)), ("labels", labels)):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(folder / kind / f"{t}.png")
-    return folder
-
-
 def test_every_kind_of_source(root, camvid, tmp_path, capsys):
     names = {}
     sources = ("tiny", "tiny/3", "untrained:tiny", "pixels", "copy", "oracle", "oracle:tiny")

@@ -3,6 +3,7 @@
 import torch
 
 from mae.models_mae import MAEEncoder
+from mae.models_mae_st import SpatiotemporalMAE
 from ml.logs import read_steps
 from ml.SiamMAE import SiamMAE
 from ml.training import train
@@ -42,6 +43,16 @@ def tiny(seed=0, trained="decoder.pred", **kw):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name.startswith(trained))
     return model
+
+
+CLIP = dict(img_size=(24, 32), patch_size=8, num_frames=6, pred_t_dim=3)  # 3×4 places, tubelets of 2 frames
+
+
+def tiny_clips(**kw):
+    """A model of clips, of three steps of 3×4 places."""
+    torch.manual_seed(0)
+    sizes = dict(embed_dim=48, depth=1, num_heads=4, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=4)
+    return SpatiotemporalMAE(**{**CLIP, **sizes, "mask_ratio": 0.75, **kw})
 
 
 def run(root, loader=None, model=None, **options):

@@ -11,15 +11,7 @@ import pytest
 import torch
 
 from common.errors import InputError
-from ml.checkpoints import (
-    check_whole,
-    find_checkpoint,
-    load_model,
-    load_run,
-    newest_whole,
-    save_checkpoint,
-    save_last,
-)
+from ml.checkpoints import check_whole, find_checkpoint, load_model, load_run, newest_whole, save_checkpoint, save_last
 from ml.logs import EpochLoss, append_line, cut_after, read_losses
 from ml.samples import load_samples, save_samples
 from tests.ml.small import run, tiny

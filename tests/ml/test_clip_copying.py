@@ -5,17 +5,10 @@ import torch
 
 from common.errors import InputError
 from mae.masking import MASKINGS, nearest_in_time
-from mae.models_mae_st import SpatiotemporalMAE
 from ml.reconstruction import compare_with_copying, masking, reconstruct
+from tests.ml.small import tiny_clips as tiny
 
 SIZE, FRAMES, STEPS, PLACES = (24, 32), 6, 3, 12  # 3×4 places of 8 pixels, tubelets of 2 frames
-
-
-def tiny(**kw):
-    torch.manual_seed(0)
-    sizes = dict(img_size=SIZE, patch_size=8, num_frames=FRAMES, pred_t_dim=STEPS, embed_dim=48, depth=1, num_heads=4)
-    decoder = dict(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=4)
-    return SpatiotemporalMAE(**{**sizes, **decoder, "mask_ratio": 0.75, **kw})
 
 
 def batches(count=2, still=False):

@@ -10,18 +10,11 @@ from PIL import Image
 
 from dataset_loader.preparing.encoding import write_video
 from mae.masking import fill_from_visible
-from mae.models_mae_st import SpatiotemporalMAE
 from ml.plots import animation, plot_sample, reconstruction_figure, save_gif
 from ml.reconstruction import reconstruct
+from tests.ml.small import tiny_clips as tiny
 
 FRAMES, SIZE, STEPS = 6, (24, 32), 3  # 3 steps of 3×4 places
-
-
-def tiny(**kw):
-    torch.manual_seed(0)
-    sizes = dict(img_size=SIZE, patch_size=8, num_frames=FRAMES, pred_t_dim=STEPS, embed_dim=48, depth=1, num_heads=4)
-    decoder = dict(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=4)
-    return SpatiotemporalMAE(**{**sizes, **decoder, "mask_ratio": 0.75, **kw})
 
 
 def clip(seed=0, frames=FRAMES):
