@@ -36,8 +36,8 @@ for line in sys.argv[1:]:
 def test_from_validating_to_training(folder):
     """What is printed and written keeps the names: the manifest lists all three, and training reads them."""
     lines = (
-        "data validate videos --min-seconds 1",
-        "data prepare packed videos --out packed",
+        "data validate videos --min-seconds 1 --jobs 1",
+        "data prepare packed videos --out packed --jobs 1",
         "train --data videos --preset smoke --visits 1 --image-size 32 --epochs 1 --warmup-epochs 0",
     )
     environment = {**os.environ, **ASCII, "PYTHONPATH": str(ROOT)}

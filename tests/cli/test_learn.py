@@ -19,7 +19,7 @@ from cli.main import main
 def test_learn_compares_with_copying(preset, columns, parts, pictures, clips, tmp_path, capsys, monkeypatch):
     frames, fixed_dataset = cli.motion.frames, cli.wiring.fixed_dataset
     monkeypatch.setattr(cli.motion, "frames", lambda data, size, count: frames(data, size, 8))
-    monkeypatch.setattr(cli.wiring, "fixed_dataset", lambda *given, visits: fixed_dataset(*given, visits=4))
+    monkeypatch.setattr(cli.wiring, "fixed_dataset", lambda *given, visits: fixed_dataset(*given, visits=1))
     options = ["--preset", preset, "--steps", "2", "--held-out", "0.2", "--family", "family1"]
     assert main(["learn", "--data", str(clips), "--out", str(tmp_path), *options]) == 0
     said = capsys.readouterr().out
