@@ -182,7 +182,8 @@ class _Sums:
         if not self.patches:
             return {}
         means = {name: error / self.patches for name, error in self.errors.items()}
-        factor = self.copy_target / self.copy_copy if self.copy_copy else 0.0
+        nothing = self.copy_copy < 1e-9 * self.target_target  # what is copied is a mean of 0, but for rounding
+        factor = 0.0 if nothing else self.copy_target / self.copy_copy
         scaled = (self.target_target - factor * self.copy_target) / self.patches
         return {**means, "copy × factor": scaled, "factor": factor, "patches": float(self.patches)}
 

@@ -45,7 +45,7 @@ def execute(kernel):
     return execute
 
 
-@pytest.mark.parametrize("name", ["compare_encoders", "dataloading", "mae_st"])
+@pytest.mark.parametrize("name", ["compare_encoders", "dataloading", "how_we_know", "mae_st"])
 def test_cells_are_short_and_hold_no_definitions(name):
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
     assert cells[0].cell_type == "markdown"
@@ -85,3 +85,12 @@ def test_a_model_of_clips_is_trained_and_shown(execute, clips, tmp_path):
     for said in ("clips an epoch", "million parameters", "the largest difference", "unseen", "the last"):
         assert said in text
     assert len(list((tmp_path / "losses").glob("mae_st_*.txt"))) == 1
+
+
+def test_every_check_of_how_we_know_agrees(execute):
+    text, pictures = execute("how_we_know", ROOT / "notebooks", ROOT=ROOT)
+    differences = re.findall(r"^(\w+), largest difference: (\S+)$", text, re.M)
+    assert [name for name, _ in differences] == ["patchify", "normalise", "block", "propagation"]
+    assert all(float(value) < 1e-5 for _, value in differences)
+    assert "in hidden patches of f2: 0.0" in text and text.count("of 144 patches are seen") == 3
+    assert pictures == {"image/png": 2}
