@@ -62,7 +62,7 @@ def test_files_of_other_projects_are_compared(execute, tmp_path):
         (tmp_path / name).mkdir()
         recorded = golden(name)
         sources.append(f"{recorded.write(tmp_path / name)},num_heads={recorded.num_heads}")
-    sources = ";".join([*sources, "micro/20043", "pixels"])
+    sources = ";".join([*sources, "siammae_micro_64", "pixels"])
     text, pictures = execute("compare_encoders", ROOT / "notebooks", SOURCES=sources, ROOT=ROOT)
     for said in ("CropMAE, ViT-48×2/8", "DINO, ViT-40×2/8", "ViTMAE of Transformers", "timm, ViT-48×2/8"):
         assert said in text, said
