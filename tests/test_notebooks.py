@@ -36,7 +36,7 @@ def execute(kernel):
         environment = {f"SIAMMAE_{key}": str(settings.get(key, "")) for key in SETTINGS}
         begin = f"%reset -f\nimport os\nos.chdir({str(folder)!r})\nos.environ.update({environment!r})"
         notebook.cells.insert(0, nbformat.v4.new_code_cell(begin))
-        NotebookClient(notebook, timeout=300, km=kernel).execute()
+        NotebookClient(notebook, timeout=1200, km=kernel).execute()
         outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
         text = "".join(output.text for output in outputs if output.output_type == "stream")
         kinds = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
@@ -45,7 +45,7 @@ def execute(kernel):
     return execute
 
 
-@pytest.mark.parametrize("name", ["compare_encoders", "dataloading", "how_we_know", "mae_st"])
+@pytest.mark.parametrize("name", ["compare_encoders", "dataloading", "how_we_know", "mae_st", "uncertainty"])
 def test_cells_are_short_and_hold_no_definitions(name):
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
     assert cells[0].cell_type == "markdown"
@@ -94,3 +94,12 @@ def test_every_check_of_how_we_know_agrees(execute):
     assert all(float(value) < 1e-5 for _, value in differences)
     assert "in hidden patches of f2: 0.0" in text and text.count("of 144 patches are seen") == 3
     assert pictures == {"image/png": 2}
+
+
+@pytest.mark.slow
+def test_uncertainty_is_measured(execute):
+    """Its figures and tables are tested fast in `test_uncertainty_notebook`."""
+    text, pictures = execute("uncertainty", ROOT / "notebooks", SMOKE=1)
+    assert pictures == {"image/png": 6}
+    for said in ("called σ² =  1.0: 0.500", "| head, patch |", "| texture of f1 |", "| 1.00 s |"):
+        assert said in text
