@@ -23,10 +23,10 @@ def main(
     Args:
         checkpoint: a run, <run>/<epoch>, or a file of weights, ours or another project's
         out: a new folder; for file: a new .safetensors, .pth or .pt
-        to: timm: a folder that timm.create_model("local-dir:…") opens; hf: a folder of Transformers; public: model.pth
-            under the names of the public MAE or MAE-ST code, with the decoder; onnx: the encoder, for any batch and
-            size; jax: what ml.jax_encoder reads; file: the encoder under timm's names, or a MAE-ST under its public
-            names, as one file
+        to: timm: a folder that timm.create_model("local-dir:…") opens; hf: a folder of Transformers (of a MAE-ST,
+            one for here); public: model.pth under the names of the public MAE or MAE-ST code, with the decoder; onnx:
+            the encoder, for any batch and size; jax: what ml.jax_encoder reads; file: the encoder under timm's names,
+            or a MAE-ST under its public names, as one file
         results: for the model card: folders of siammae eval, whose numbers are quoted with their protocol
         licence: for the model card and timm's configuration: one that the Hub knows, such as cc-by-nc-4.0
         root: folder that holds checkpoints/

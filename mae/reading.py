@@ -65,21 +65,6 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     raise InputError(f"{path} is not a checkpoint: its {path.stat().st_size:,} bytes begin with {head[:12]!r}")
 
 
-def state_dict_of(checkpoint: Mapping[str, Any], *, source: str | Path = "the checkpoint") -> dict[str, Tensor]:
-    """The tensors by name: under "model", "model_state" or "state_dict", or the checkpoint itself; "module." is cut.
-
-    "module." is what DistributedDataParallel puts before every name.
-    """
-    for state in (checkpoint.get("model"), checkpoint.get("model_state"), checkpoint.get("state_dict"), checkpoint):
-        if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
-            prefix = "module." if all(name.startswith("module.") for name in state) else ""
-            return {name.removeprefix(prefix): value for name, value in state.items()}
-    raise InputError(
-        f"{source} holds no weights: expected tensors by name, bare or under 'model', 'model_state' or 'state_dict', "
-        f"found {few(map(str, checkpoint))}"
-    )
-
-
 def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file

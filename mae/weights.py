@@ -19,7 +19,7 @@ from mae.formats.opening import FOLDER_FILES, open_weights
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT
 from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, fuse_qkv, inflate, pixel_statistics
 from mae.public import PUBLIC_WEIGHTS, PUBLIC_WEIGHTS_ST
-from mae.reading import matches, misfits, read_checkpoint, state_dict_of
+from mae.reading import matches, misfits
 
 _DECODER = ("decoder_embed.", "mask_token", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
 _DECODER_ST = _DECODER + tuple(
@@ -140,7 +140,7 @@ def download_pretrained_model(model_url: str, chkpt_dir: str | Path, **options: 
     name = Path(unquote(urlsplit(model_url).path)).name
     if name in ("", ".."):
         raise InputError(f"{model_url} names no file; the public ones are {', '.join(PUBLIC_WEIGHTS.values())}")
-    return download(model_url, Path(chkpt_dir) / name, check=_check_checkpoint, **options)
+    return download(model_url, Path(chkpt_dir) / name, check=open_weights, **options)
 
 
 def load_strictly(
@@ -176,10 +176,6 @@ def _weights_file(path: Path, arch: str, public: Mapping[str, str]) -> Path:
     if found[1:]:
         print(f"{path} holds {', '.join(found)}: using {found[0]}", flush=True)
     return path / found[0]
-
-
-def _check_checkpoint(path: Path) -> None:
-    state_dict_of(read_checkpoint(path, mmap=True), source=path)
 
 
 def _comparison(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

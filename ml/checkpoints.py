@@ -28,7 +28,8 @@ import torch
 
 from common.errors import InputError
 from common.files import write_atomically
-from mae.weights import load_strictly, read_checkpoint
+from mae.reading import read_checkpoint
+from mae.weights import load_strictly
 from ml.SiamMAE import Model, build_model
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"

@@ -1,6 +1,6 @@
 """Weights of other projects, found out by their names and read as what they are: `load_encoder`.
 
-One small file for each family, and the table of all of them here. To add one: a file with a `Family`, a line below.
+A small file for each kind of families, and the table of all of them here. To add one: a `Family`, a line below.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,24 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from mae.formats import (
-    catmae,
-    cropmae,
-    dino,
-    dinov2,
-    dinov3,
-    eleander,
-    hf_vitmae,
-    mae,
-    mae_st,
-    own,
-    refused,
-    replicate,
-    rsp,
-    timm_vit,
-    tobo,
-    videomae,
-)
+from mae.formats import clips, dino, dinov3, hf_vitmae, mae, own, pairs, refused, replicate, timm_vit, tobo
 from mae.formats.family import Decoder, Family, Loaded, build_encoder, describe
 from mae.formats.opening import Weights, open_weights
 from mae.reading import few
@@ -38,24 +21,25 @@ FAMILIES: dict[str, Family] = {
     "own": own.FAMILY,
     "dinov3": dinov3.FAMILY,
     "replicate": replicate.FAMILY,
-    "eleander": eleander.FAMILY,
-    "rsp": rsp.FAMILY,
+    "eleander": pairs.ELEANDER,
+    "rsp": pairs.RSP,
     "tobo": tobo.FAMILY,
-    "catmae": catmae.FAMILY,
-    "cropmae": cropmae.FAMILY,
-    "mae3d": mae_st.MAE3D,
-    "mae_st": mae_st.FAMILY,
-    "videomae": videomae.FAMILY,
+    "catmae": pairs.CATMAE,
+    "cropmae": pairs.CROPMAE,
+    "mae3d": clips.MAE3D,
+    "mae_st": clips.MAE_ST,
+    "videomae": clips.VIDEOMAE,
     "vitmae": hf_vitmae.VITMAE,
     "hf_videomae": hf_vitmae.VIDEOMAE,
     "vit": hf_vitmae.VIT,
-    "tcore": dinov2.TCORE,
-    "dinov2": dinov2.DINOV2,
+    "tcore": dino.TCORE,
+    "dinov2": dino.DINOV2,
     "mae": mae.FAMILY,
-    "dino": dino.FAMILY,
+    "dino": dino.DINO,
     "timm": timm_vit.FAMILY,
     "dino_backbone": dino.BACKBONE,
     "mae_encoder": mae.ENCODER,
+    "plain": mae.PLAIN,
 }
 
 

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from common.errors import InputError
-from mae.formats import videomae
+from mae.formats import clips
 from mae.formats.family import Family, fuse_biases, statistics
 from mae.formats.mae import DECODER, mae_decoder
 from mae.formats.opening import State, Weights
@@ -93,7 +93,7 @@ def _is_videomae(weights: Weights) -> bool:
 
 def _of_clips(weights: Weights) -> dict[str, Any]:
     normed = weights.has("(layernorm|fc_norm)")
-    return {**_options(weights), **videomae.grid_options(weights, to_mae(weights.state)), "final_norm": normed}
+    return {**_options(weights), **clips.grid_options(weights, to_mae(weights.state)), "final_norm": normed}
 
 
 def _is_mae(weights: Weights) -> bool:
@@ -101,5 +101,5 @@ def _is_mae(weights: Weights) -> bool:
 
 
 VITMAE = Family("ViTMAE of Transformers", _is_mae, to_mae, _options, DECODER, "with MAE's decoder", mae_decoder)
-VIDEOMAE = Family("VideoMAE of Transformers", _is_videomae, to_mae, _of_clips, videomae.DECODER, videomae.LEFT_OUT)
+VIDEOMAE = Family("VideoMAE of Transformers", _is_videomae, to_mae, _of_clips, clips.VIDEOMAES_DECODER, clips.LEFT_OUT)
 VIT = Family("ViT of Transformers", _fits, to_mae, _options, ("mask_token", "decoder."))

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mae.formats.family import Decoder, Family, heads_of
+from mae.formats.family import Decoder, Family, heads_of, statistics
 from mae.formats.opening import State, Weights
 from mae.positions import sincos_positions
 
@@ -20,7 +20,7 @@ def mae_decoder(family: Family, weights: Weights) -> Decoder:
     """The decoder under MAE's own names, for `CrossDecoder.around`."""
     state = {name: value for name, value in family.rename(weights.state).items() if name.startswith(DECODER)}
     width, depth = state["decoder_embed.weight"].shape[0], _depth(state)
-    heads = heads_of(weights, width, depth, None, prefix="decoder_", usual=_USUAL.get(width))
+    heads = heads_of(weights, width, depth, None, prefix="decoder_", usual=USUAL_HEADS.get(width))
     stated = weights.setting("norm_pix_loss")
     normalised = weights.path.name.startswith("mae_pretrain_") if stated is None else bool(stated)
     return Decoder(state, (width, depth, heads), bool(normalised), kind="mae")
@@ -52,7 +52,14 @@ def _options(weights: Weights) -> dict[str, Any]:
     return dict(positions="size")
 
 
-_USUAL = {512: 16, 256: 8}  # the decoders of the public models, and of reproductions
+def _plain_options(weights: Weights) -> dict[str, Any]:
+    """MoCo v3's small model, found under `base_encoder.`, has 12 heads, where others of its size have 6."""
+    table = weights.state["pos_embed"]
+    moco = weights.prefix.endswith("base_encoder.") and table.shape[-1] == 384
+    return {**_options(weights), **statistics(weights), **(dict(num_heads=12) if moco else {})}
+
+
+USUAL_HEADS = {512: 16, 256: 8}  # of the decoders of the public models, and of reproductions
 
 FAMILY = Family(
     "MAE",
@@ -65,7 +72,14 @@ FAMILY = Family(
 )
 ENCODER = Family(
     "MAE, encoder only",
-    lambda w: is_plain_vit(w) and (not w.bare or has_fixed_positions(w)),
+    lambda w: is_plain_vit(w) and has_fixed_positions(w),
     options=_options,
     fixed_positions=True,
+)
+# Whose it is, no name tells: iBOT's, I-JEPA's, MoCo v3's, one that was fine-tuned.
+PLAIN = Family(
+    "plain vision transformer",
+    lambda w: w.has("pos_embed$") and w.has(r"patch_embed\.proj\.") and w.has(r"blocks\.0\.attn\.qkv\."),
+    options=_plain_options,
+    others=("mask_token", "masked_embed"),
 )

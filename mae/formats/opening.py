@@ -137,7 +137,7 @@ def _unwrap(path: Path, checkpoint: Mapping[str, Any], beside: Mapping[str, Any]
 def _find(checkpoint: Mapping[str, Any], depth: int = 3) -> tuple[list[str], State]:
     """The keys that lead to the tensors of a model, and the tensors; nothing where there are none."""
     own = {name: value for name, value in checkpoint.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if any(name.endswith(".weight") for name in own) and len(own) > len(checkpoint) / 2:
+    if any(name.endswith("weight") for name in own) and len(own) > len(checkpoint) / 2:
         return [], own
     names = [key for key in checkpoint if isinstance(key, str) and not key.startswith("optim")]
     averaged, known = (list(filter(fits, names)) for fits in (_AVERAGED.search, _CONTAINERS.__contains__))

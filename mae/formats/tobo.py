@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mae.formats.family import Decoder, Family, heads_of
+from mae.formats.mae import DECODER, USUAL_HEADS
 from mae.formats.opening import State, Weights
 
 _NAMES = {
@@ -20,7 +21,6 @@ _REST = {
     "decoder_embed_mae": "embed", "decoder_norm": "norm", "decoder_pred": "pred",
     "mask_token": "mask_token", "decoder_pos_embed": "pos_embed",
 }  # fmt: skip
-_USUAL = {512: 16, 256: 8}
 
 
 def to_ours(state: State) -> State:
@@ -69,7 +69,7 @@ def _rename(name: str) -> str:
 def _decoder(family: Family, weights: Weights) -> Decoder:
     state: dict[str, Tensor] = to_ours(weights.state)
     width, depth = state["embed.weight"].shape[0], len({n.split(".")[1] for n in state if n.startswith("blocks.")})
-    heads = heads_of(weights, width, depth, None, prefix="decoder_", usual=_USUAL.get(width))
+    heads = heads_of(weights, width, depth, None, prefix="decoder_", usual=USUAL_HEADS.get(width))
     stated = weights.setting("norm_pix_loss")
     ratio = weights.setting("mask_ratio")
     return Decoder(
@@ -81,7 +81,7 @@ FAMILY = Family(
     "ToBo",
     lambda weights: weights.has("decoder_embed_mae") and weights.has(r"decoder_blocks\.0\.norm_kv1"),
     options=lambda weights: dict(positions="scale"),
-    others=("decoder_", "mask_token"),
+    others=DECODER,
     decoder=_decoder,
     left_out="with its cross-self decoder",
     fixed_positions=True,

@@ -23,6 +23,7 @@ from mae.patches import (
     unpatchify,
 )
 from mae.positions import sincos_positions
+from mae.weights import load_pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mae_tiny.safetensors"
 DECODER = dict(decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4)
@@ -73,7 +74,7 @@ def test_encode_is_the_training_path_at_mask_ratio_0(golden, golden_model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
-def test_equals_transformers(norm_pix_loss):
+def test_equals_transformers(norm_pix_loss, tmp_path):
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     encoder = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192)
@@ -84,50 +85,14 @@ def test_equals_transformers(norm_pix_loss):
     theirs = ViTMAEForPreTraining(ViTMAEConfig(**sizes, **encoder, **decoder)).eval()
     for name, parameter in theirs.named_parameters():  # also those that begin as zeros or ones
         torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.1)
-    ours = MaskedAutoencoderViT(24, 4, 48, 2, 4, mlp_ratio=4, norm_pix_loss=norm_pix_loss, **DECODER).eval()
-    ours.load_state_dict(_from_transformers(theirs.state_dict()))
+    theirs.save_pretrained(tmp_path)
+    ours = load_pretrained(tmp_path, None).eval()
     frames, noise = torch.rand(2, 3, 24, 24), torch.rand(2, 36)
-    pixels = normalize(frames)
-    output = theirs(pixels, noise=noise)
+    output = theirs(normalize(frames), noise=noise)
     loss, prediction, mask = ours(frames, 0.75, noise=noise)
-    assert torch.equal(mask, output.mask)
+    assert torch.equal(mask, output.mask) and ours.norm_pix_loss == norm_pix_loss
     close(prediction, output.logits)
     close(loss, output.loss)
-
-
-def _from_transformers(state):
-    """Their names and their separate q, k, v → ours."""
-    renamed = {}
-    for key, value in state.items():
-        for old, new in [
-            ("vit.embeddings.patch_embeddings.projection", "patch_embed.proj"),
-            ("vit.embeddings.cls_token", "cls_token"),
-            ("vit.embeddings.position_embeddings", "pos_embed"),
-            ("vit.layernorm", "norm"),
-            ("vit.encoder.layer", "blocks"),
-            ("vit.layers", "blocks"),
-            ("decoder.decoder_layers", "decoder_blocks"),
-            ("decoder.decoder_", "decoder_"),
-            ("decoder.mask_token", "mask_token"),
-            ("attention.attention.query", "attn.q"),
-            ("attention.attention.key", "attn.k"),
-            ("attention.attention.value", "attn.v"),
-            ("attention.output.dense", "attn.proj"),
-            ("attention.q_proj", "attn.q"),
-            ("attention.k_proj", "attn.k"),
-            ("attention.v_proj", "attn.v"),
-            ("attention.o_proj", "attn.proj"),
-            ("intermediate.dense", "mlp.fc1"),
-            ("output.dense", "mlp.fc2"),
-            ("layernorm_before", "norm1"),
-            ("layernorm_after", "norm2"),
-        ]:
-            key = key.replace(old, new)
-        renamed[key] = value
-    for key in [k for k in renamed if ".attn.q." in k]:
-        parts = [renamed.pop(key.replace(".q.", f".{part}.")) for part in "qkv"]
-        renamed[key.replace(".q.", ".qkv.")] = torch.cat(parts)
-    return renamed
 
 
 def test_patchify_by_nested_loops():

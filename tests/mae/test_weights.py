@@ -18,7 +18,8 @@ from torch import nn
 
 from common.errors import InputError
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT
-from mae.weights import PUBLIC_WEIGHTS, load_pretrained, load_strictly, read_checkpoint, state_dict_of
+from mae.reading import read_checkpoint
+from mae.weights import PUBLIC_WEIGHTS, load_pretrained, load_strictly
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mae_tiny.safetensors"
 TINY = dict(img_size=48, patch_size=8, embed_dim=48, depth=3, num_heads=4, mlp_ratio=4.0)
@@ -238,16 +239,6 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, wrap, save, load):
 # States
 
 
-def test_no_weights_in_a_checkpoint():
-    with pytest.raises(InputError, match=r"a.pth holds no weights.*found epoch, model"):
-        state_dict_of({"epoch": 3, "model": {"epoch": 3}}, source="a.pth")
-
-
-def test_module_prefix_is_cut_only_when_all_names_have_it():
-    state = {"module.weight": torch.zeros(1), "bias": torch.zeros(1)}
-    assert state_dict_of({"model": state}).keys() == state.keys()
-
-
 def test_strictness():
     model = nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(2, 3, bias=False)})
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -300,7 +291,7 @@ def test_a_file_without_decoder_says_so_and_leaves_the_decoder_fresh(tmp_path, s
     model = load_pretrained(tmp_path, BASE)
     assert_holds(model, encoder_of(state) | {name: fresh[name] for name in fresh if name not in encoder_of(state)})
     assert not model.decoder_is_pretrained
-    assert "mae_pretrain_vit_base.pth: MAE, encoder only" in capsys.readouterr().out
+    assert "mae_pretrain_vit_base.pth: plain vision transformer" in capsys.readouterr().out
 
 
 def test_half_a_decoder_is_refused(tmp_path, state):

@@ -23,7 +23,7 @@ from torch import nn
 from common.errors import InputError
 from mae.formats import FAMILIES, identify, load, load_encoder
 from mae.formats.opening import open_weights
-from mae.models_mae import MaskedAutoencoderViT
+from mae.models_mae import MAEEncoder, MaskedAutoencoderViT
 
 legacy = partial(torch.save, _use_new_zipfile_serialization=False)
 
@@ -180,6 +180,30 @@ def test_dinos_backbone_alone_is_read_as_dino_reads_it(tmp_path, golden):
     torch.testing.assert_close(features, recorded["features_48x80"], rtol=0, atol=5e-5)
     forced = read(tmp_path / "dino_deitsmall8_pretrain.pth", 5, kind="mae_encoder")
     assert forced.std == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name", "heads"),
+    [
+        (lambda bare: {"state_dict": below("module.base_encoder.", bare) | below("module.momentum_encoder.", bare)},
+         "plain vision transformer, ViT-S/16", 12),  # MoCo v3's
+        (lambda bare: {"state_dict": bare, "epoch": 1}, "plain vision transformer, ViT-S/16", 6),  # iBOT's
+        (lambda bare: {name: below("module.", {k: v for k, v in bare.items() if k != "cls_token"})
+                       for name in ("encoder", "target_encoder")}, "plain vision transformer, ViT-S/16", 6),  # I-JEPA's
+        (lambda bare: {"student": bare, "teacher": bare | {"masked_embed": torch.zeros(1)}}, "DINO, ViT-S/16", 6),
+    ],
+    ids=["MoCo v3", "iBOT", "I-JEPA", "iBOT in training"],
+)  # fmt: skip
+def test_encoders_without_marks(tmp_path, wrap, name, heads):
+    bare = MAEEncoder(img_size=32, embed_dim=384, depth=12, num_heads=6).state_dict()
+    bare["pos_embed"] = torch.randn(1, 5, 384)
+    state = wrap(bare)
+    if "target_encoder" in state:
+        for part in state.values():
+            part["module.pos_embed"] = part["module.pos_embed"][:, 1:]
+    torch.save(state, tmp_path / "a.pth.tar")
+    loaded = load(tmp_path / "a.pth.tar")
+    assert loaded.about.startswith(name) and loaded.encoder.num_heads == heads and loaded.encoder.grid == (2, 2)
 
 
 @torch.no_grad()
