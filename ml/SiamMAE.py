@@ -32,6 +32,7 @@ __all__ = [
     "DECODERS",
     "MODELS",
     "CrossDecoder",
+    "ImageMAE",
     "Model",
     "SiamMAE",
     "build_model",
