@@ -150,7 +150,7 @@ def test_explore_writes_a_page_of_a_video_with_predictions(clips, chromium, tmp_
     out = tmp_path / "page.html"
     video = sorted(clips.glob("*.mp4"))[0]
     line = ["explore", str(video), "--out", str(out), "--frames", "5", "--root", str(ROOT), "--device", "cpu"]
-    assert main([*line, "--size", "64x88"]) == 0
+    assert main([*line, "--size", "64x88", "--source", "siammae_micro_64"]) == 0
     assert "5 frames of 8×11 patches" in capsys.readouterr().out
     with chromium() as browser:
         browser.open(out)
