@@ -175,7 +175,7 @@ def _watch(children: list[int], job: dict, root: Path) -> list[int]:
                 if child not in codes:
                     send(child, signal.SIGKILL)
             deadline += 5
-        time.sleep(0.002)
+        time.sleep(0.005)
     return [codes[child] for child in children]
 
 
