@@ -58,7 +58,9 @@ def roll_out(sample: Mapping[str, Any], model: PairModel, *, mask_ratio: float |
             made[name] = reconstruct({**pair, "seed": seed + k}, model, mask_ratio=mask_ratio)
         hidden = _hidden(model, made["roll-out"])
         for name, each in made.items():
-            errors[name].append(_error(_normalized(model, each.raw[0]), target, hidden))
+            # A model of normalised pixels: its loss is this error. From a picture it could only be estimated.
+            own = model.norm_pix_loss and model.loss == "mse"
+            errors[name].append(each.loss if own else _error(_normalized(model, each.raw[0]), target, hidden))
         errors["copy"].append(_error(_normalized(model, frames[0]), target, hidden))
         errors["mean"].append(_error(torch.zeros_like(target), target, hidden))
         steps.append(made["roll-out"])

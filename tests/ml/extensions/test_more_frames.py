@@ -10,7 +10,9 @@ from common.errors import InputError
 from dataset_loader import get_kinetics_dataset
 from dataset_loader.random_temporal_subsample import ChosenGaps, RandomTemporalSubsample, WithSecond
 from dataset_loader.transforms import Augmentation, Crop, View, apply_view
+from mae.masking import mask_noise, random_masking
 from mae.models_mae import MAEEncoder
+from mae.patches import normalize_patches
 from ml.checkpoints import save_checkpoint
 from ml.config import RunConfig
 from ml.extensions.rollout import roll_out
@@ -135,6 +137,13 @@ def test_a_roll_out_begins_with_a_plain_prediction_and_goes_on_from_it():
     found = roll_out(sample, model)
     errors = found.errors
     assert errors["roll-out"][0] == errors["from f1"][0] == errors["from the frame before"][0]
+    hidden = random_masking(mask_noise(torch.tensor([4]), 6), 0.5)[1][0] > 0  # seed 3, first step
+    pixels = model.normalize(frames)
+    target = normalize_patches(model.patchify(pixels[1:2]))[0]
+    copied = normalize_patches(model.patchify(pixels[:1]))[0]
+    assert errors["copy"][0] == pytest.approx((copied - target)[hidden].square().mean().item(), rel=1e-4)
+    predicted = model.predict(pixels[None, :2], mask_noise(torch.tensor([4]), 6))[0][0]
+    assert errors["roll-out"][0] == pytest.approx((predicted - target)[hidden].square().mean().item(), rel=1e-4)
     assert len(errors["copy"]) == 3 and errors["roll-out"][1] != errors["from the frame before"][1]
     assert all(error == pytest.approx(191 / 192, abs=0.01) for error in errors["mean"])
     assert torch.equal(found.steps[1].past, found.steps[0].pasted[0])
