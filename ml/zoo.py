@@ -54,8 +54,8 @@ def pack(checkpoint: Path, out: Path, root: Path = Path()) -> dict[str, Any]:
         if model.config["model"] != "MAE":
             raise InputError(f"{checkpoint} is a {model.config['model']}; public names (.pth) are for a MAE of images")
         state = {str(name).removeprefix("mae."): value for name, value in state.items()}
-    config = model.config["mae"] if out.suffix == ".pth" else model.config
-    packed = {"model": state, "config": config, **kept}
+    sizes = {"args": model.config["mae"]} if out.suffix == ".pth" else {"config": model.config}
+    packed = {"model": state, **sizes, **kept}
     write_atomically(out, lambda file: torch.save(packed, file))
     return packed
 

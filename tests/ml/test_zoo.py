@@ -8,6 +8,7 @@ import torch
 
 from common.errors import InputError
 from ml.checkpoints import load_model, save_checkpoint
+from ml.foreign import is_foreign
 from ml.motion import shifted_pairs
 from ml.presets import PRESETS
 from ml.SiamMAE import SiamMAE, build_model, prepare_model
@@ -41,6 +42,7 @@ def test_a_packed_model_predicts_at_its_size_what_the_run_did(name, tmp_path):
     torch.testing.assert_close(at_size(model, size)(given["video"], seeds=given["seed"])[1], expected)
     if out.suffix == ".pth":
         mae = prepare_model(out, arch=None)
+        assert is_foreign(str(out))
         assert mae.grid == (size // 8, size // 8) and not mae.norm_pix_loss and mae.decoder_is_pretrained
         noise = model.draw_noise(given["video"], given["seed"])
         found = mae(given["video"][:, 1], 0.75, noise=noise)[1]
