@@ -155,8 +155,13 @@ def test_resume_is_exact(name, tmp_path):
     assert whole == cut and len(whole) == 6
     assert state.keys() == other.keys() and all(torch.equal(state[key], other[key]) for key in state)
     assert any(key.startswith("hiding.teacher.") for key in state) == (name in TAUGHT)
-    _, plain = run(tmp_path / "plain", model=model_with("random"), clip_grad=1.0)
-    assert losses(plain)[0] == whole[0] and losses(plain) != whole
+    if (
+        name in TAUGHT
+    ):  # in the last two of six steps they choose one of three hidden patches, which may be hidden anyway
+        assert all(state[f"hiding.{part}.layers.3.weight"].any() for part in ("head", "teacher.head"))
+    else:
+        _, plain = run(tmp_path / "plain", model=model_with("random"), clip_grad=1.0)
+        assert losses(plain)[0] == whole[0] and losses(plain) != whole
 
 
 def test_a_checkpoint_loads_with_its_teacher_which_lags_behind(tmp_path):
