@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
-from common.files import write_atomically
-from common.pickles import load_arrays
+from common.files import load_arrays, write_atomically
 
 
 def save_samples(path: str | Path, video: np.ndarray, time: np.ndarray, name: list[str]) -> None:

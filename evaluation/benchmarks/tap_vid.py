@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import InputError
-from common.pickles import load_arrays
+from common.files import load_arrays
 from evaluation.benchmark import Keypoints, Scores, percent
 from evaluation.protocols import Protocol
 from evaluation.videos import Frame, Label, Video, folder_of, select, visible
