@@ -122,7 +122,7 @@ def _frames(gif):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--out", "x.txt"], "clips are drawn as .png, .gif, .mp4"),
+        (["--out", "x.txt"], "clips and futures are drawn as .png, .gif, .mp4"),
         (["--out", "x.png", "--samples", "samples.pickle"], "are both given"),
         (["--out", "x.png", "--statistics", "past"], "this model has visible or target"),
         (["--out", "x.png", "--mask-ratio", "90"], "0.95 for 95 %"),

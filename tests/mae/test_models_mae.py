@@ -173,12 +173,13 @@ def test_named_sizes(name):
     with torch.device("meta"):
         model = ARCHITECTURES[name]()
     millions = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(("decoder", "mask"))) / 1e6
-    expected = {"tiny_patch16": 5.5, "small_patch16": 21.7, "small_patch8": 21.7, "base_patch16": 85.8,
+    expected = {"micro_patch8": 1.22, "tiny_patch16": 5.5, "small_patch16": 21.7, "small_patch8": 21.7, "base_patch16": 85.8,
                 "large_patch16": 303.3, "huge_patch14": 630.8}  # fmt: skip
     assert millions == pytest.approx(expected[name.removeprefix("mae_vit_")], rel=0.01)
     public = name.endswith(("base_patch16", "large_patch16", "huge_patch14"))
-    assert (model.decoder_embed.out_features, len(model.decoder_blocks)) == ((512, 8) if public else (256, 4))
-    assert model.decoder_blocks[0].attn.num_heads == (16 if public else 8)
+    expected_decoder = (512, 8, 16) if public else (128, 2, 4) if "micro" in name else (256, 4, 8)
+    blocks = model.decoder_blocks
+    assert (model.decoder_embed.out_features, len(blocks), blocks[0].attn.num_heads) == expected_decoder
 
 
 def test_a_mask_follows_from_its_seed_alone():
