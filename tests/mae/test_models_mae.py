@@ -173,8 +173,10 @@ def test_named_sizes(name):
     with torch.device("meta"):
         model = ARCHITECTURES[name]()
     millions = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(("decoder", "mask"))) / 1e6
-    expected = {"micro_patch8": 1.22, "tiny_patch16": 5.5, "small_patch16": 21.7, "small_patch8": 21.7, "base_patch16": 85.8,
-                "large_patch16": 303.3, "huge_patch14": 630.8}  # fmt: skip
+    expected = {
+        "micro_patch8": 1.22, "tiny_patch16": 5.5, "small_patch16": 21.7, "small_patch8": 21.7, "base_patch16": 85.8,
+        "large_patch16": 303.3, "huge_patch14": 630.8,
+    }  # fmt: skip
     assert millions == pytest.approx(expected[name.removeprefix("mae_vit_")], rel=0.01)
     public = name.endswith(("base_patch16", "large_patch16", "huge_patch14"))
     expected_decoder = (512, 8, 16) if public else (128, 2, 4) if "micro" in name else (256, 4, 8)
