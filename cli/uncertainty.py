@@ -124,14 +124,14 @@ def _batches(loader: "PairLoader", only: set[str]) -> Iterator[dict[str, Any]]:
     """Batches for ever, of these videos if there are any."""
     for epoch in itertools.count(1):
         loader.set_epoch(epoch)
-        yield from _only(loader, lambda path: not only or path in only)
+        yield from _only(loader, lambda path: not only or path in only, videos=1)
 
 
-def _only(loader: Any, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
-    """Of each batch the pairs of wanted videos, at least two of them."""
+def _only(loader: Any, wanted: Callable[[str], bool], videos: int = 2) -> Iterator[dict[str, Any]]:
+    """Of each batch the pairs of wanted videos, if it has so many: to measure takes two, for a wrong f1."""
     for batch in loader:
         rows = [k for k, path in enumerate(batch["path"]) if wanted(path)]
-        if len({batch["path"][k] for k in rows}) > 1:
+        if len({batch["path"][k] for k in rows}) >= videos:
             yield {
                 **{key: batch[key][rows] for key in ("video", "time", "seed")},
                 "path": [batch["path"][k] for k in rows],

@@ -62,11 +62,13 @@ def main(
         if action == "measure" and "card" in stated[name]:
             write_text((ZOO.parent / name).with_suffix(".md"), card(name, stated[name], record))
     if action == "measure":
-        write_text(ZOO, json.dumps(stated, indent=1) + "\n")
+        write_text(ZOO, json.dumps(stated, indent=1, ensure_ascii=False) + "\n")
     elif wrong:
         raise InputError("what is measured differs from what is stated:\n" + "\n".join(wrong))
     else:
-        print("all numbers are within 0.02 of what the cards state")
+        left_out = [flag for flag, given in (("--data", data), ("--davis", davis)) if given is None]
+        print("all that was measured is within 0.02 of what the cards state", end="")
+        print(f"; not measured without {' and '.join(left_out)}: the rest" if left_out else "")
 
 
 def _measure(model: "Model", path: Path, data: Path | None, davis: Path | None) -> dict[str, Any]:

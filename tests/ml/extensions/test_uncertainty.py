@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from statistics import NormalDist
 
 import numpy as np
@@ -191,3 +192,20 @@ def test_the_command(clips, tmp_path, capsys):
     assert json.loads((tmp_path / "again" / "uncertainty.json").read_text())["videos"] == 6
     assert main(["uncertainty", *asked, "--out", str(tmp_path / "x"), "--draws", "0"]) == 2
     assert "draws 0" in capsys.readouterr().err
+
+
+def test_heads_learn_from_a_single_video(clips, tmp_path):
+    """Only to measure takes a second one; training once waited for it for ever."""
+    model = SiamMAE(MAEEncoder(32, 8, 16, 1, 2), 0.75, decoder_size=(16, 1, 2))
+    save_checkpoint(tmp_path / "1.pt", dict(model=model.state_dict(), config=model.config, epoch=1, step=1, run="tiny"))
+    (tmp_path / "one").mkdir()
+    first = sorted(path for path in clips.iterdir() if path.suffix == ".mp4")[0]
+    shutil.copy(first, tmp_path / "one")
+    others = tmp_path / "others"
+    others.mkdir()
+    for path in sorted(path for path in clips.iterdir() if path.suffix == ".mp4" and path != first):
+        shutil.copy(path, others)
+    asked = [str(tmp_path / "1.pt"), "--data", str(others), "--train-data", str(tmp_path / "one")]
+    sizes = ["--draws", "2", "--visits", "2", "--batch-size", "4", "--steps", "2"]
+    assert main(["uncertainty", *asked, *sizes, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "heads.pt").is_file()
