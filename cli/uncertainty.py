@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 if TYPE_CHECKING:
-    from dataset_loader import PairLoader
+    from dataset_loader import PairLoader, PairDataset
+    from ml.extensions.uncertainty import Member, VarianceHeads
 
 
 def main(
@@ -51,16 +52,12 @@ def main(
         device: cuda, mps, cpu; default: the best there is
     """
     from common.errors import InputError
-    from common.files import write_atomically
-    from dataset_loader import check_disjoint, get_kinetics_dataset, make_loader
+    from dataset_loader import make_loader
     from evaluation.features import file_digest
     from ml.checkpoints import find_checkpoint, load_model
     from ml.devices import best_device
-    from ml.extensions.uncertainty import Evidence, Member, load_heads, save_heads, train_heads, uncertainty_maps
-    from ml.extensions.uncertainty_figure import curves_figure, heat_figure, measures_table
-    from ml.plots import save_figure
+    from ml.extensions.uncertainty import Evidence, Member, load_heads, uncertainty_maps
     from ml.reconstruction import first_samples
-    from ml.SiamMAE import SiamMAE
 
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} holds files already and is not overwritten; name another folder")
@@ -68,22 +65,13 @@ def main(
         raise InputError(
             f"steps {steps} must be at least 0; batch_size {batch_size}, visits {visits}, draws {draws}, 1"
         )
-    if train_data:
-        check_disjoint(train_data, data)
     paths = [find_checkpoint(name, root) for name in (checkpoint, *ensemble)]
     models: list[Any] = [load_model(path, best_device(device))[0] for path in paths]
-    if not all(isinstance(model, SiamMAE) for model in models):
+    if not all(model.looks_into_past for model in models):
         raise InputError(f"{' or '.join(map(str, paths))} is no SiamMAE; uncertainty is that of a model of pairs")
     size = models[0].grid[0] * models[0].patch_size
-    held_out = get_kinetics_dataset(data, image_size=size, augment=False, visits=visits)
-    names = sorted(held_out.paths)
-    taken = set() if train_data or heads or not steps else set(names[::3])
-    if len(names) - len(taken) < 2:
-        raise InputError(
-            f"{data} has {len(names)} videos; needed are 2 to measure on, or 3 if heads are trained on them"
-        )
-    of_training = held_out if train_data is None else get_kinetics_dataset(train_data, image_size=size, seed=seed)
-    of_training.visits = max(1, -(-batch_size // len(of_training.paths))) if train_data else visits
+    held_out, taken = _held_out(data, size, visits, share=not (train_data or heads) and steps > 0)
+    of_training = _of_training(train_data, data, size, batch_size, seed) if train_data else held_out
     members: list[Member] = []
     for model, path in zip(models, paths, strict=True):
         model.mask_ratio = model.mask_ratio if mask_ratio is None else mask_ratio
@@ -91,32 +79,71 @@ def main(
         if heads and path == paths[0]:
             own = load_heads(heads, file_digest(path)).to(best_device(device))
         elif steps:
-            loader = make_loader(of_training, batch_size)
-            own = train_heads(model, _batches(loader, taken), steps=steps, seed=seed, told=_teller(path, steps))
-            file = "heads.pt" if path == paths[0] else f"heads_{len(members)}.pt"
-            about = {"weights": file_digest(path), "steps": steps, "seed": seed, "mask_ratio": model.mask_ratio}
-            save_heads(out / file, own, about)
+            batches = _batches(make_loader(of_training, batch_size), taken)
+            file = out / ("heads.pt" if path == paths[0] else f"heads_{len(members)}.pt")
+            own = _trained_heads(model, path, batches, steps, seed, file)
         members.append(Member(model, own))
     evidence = Evidence()
-    held_out.visits = visits
     loader = make_loader(held_out, max(2, batch_size), shuffle=False, drop_last=False)
     for batch in _only(loader, lambda path: path not in taken):
         evidence.add(*uncertainty_maps(members, batch, draws=draws), batch["path"])
-    found = evidence.measure()
-    table = measures_table(found)
-    print(table)
     about = {
-        "checkpoint": str(checkpoint),
-        "ensemble": list(ensemble),
-        "mask_ratio": models[0].mask_ratio,
-        "draws": draws,
-    }
-    about |= {"videos": len(set(evidence.videos)), "hidden patches": len(evidence.videos), "maps": found}
+        "checkpoint": str(checkpoint), "ensemble": list(ensemble), "mask_ratio": models[0].mask_ratio, "draws": draws,
+        "videos": len(set(evidence.videos)), "hidden patches": len(evidence.videos), "maps": evidence.measure(),
+    }  # fmt: skip
+    _write(out, about, members, first_samples(_only(loader, lambda path: path not in taken), 4))
+
+
+def _held_out(data: Path, size: int, visits: int, share: bool) -> tuple["PairDataset", set[str]]:
+    """The videos of --data, and which of them train the heads: every third if they share them, else none."""
+    from common.errors import InputError
+    from dataset_loader import get_kinetics_dataset
+
+    dataset = get_kinetics_dataset(data, image_size=size, augment=False, visits=visits)
+    names = sorted(dataset.paths)
+    taken = set(names[::3]) if share else set()
+    if len(names) - len(taken) < 2:
+        raise InputError(
+            f"{data} has {len(names)} videos; needed are 2 to measure on, or 3 if heads are trained on them"
+        )
+    return dataset, taken
+
+
+def _of_training(train_data: Path, data: Path, size: int, batch_size: int, seed: int) -> "PairDataset":
+    """The videos of --train-data, none of which measures, visited so often that they fill a batch."""
+    from dataset_loader import check_disjoint, get_kinetics_dataset
+
+    check_disjoint(train_data, data)
+    dataset = get_kinetics_dataset(train_data, image_size=size, seed=seed)
+    dataset.visits = max(1, -(-batch_size // len(dataset.paths)))
+    return dataset
+
+
+def _trained_heads(
+    model: Any, path: Path, batches: Iterator[dict[str, Any]], steps: int, seed: int, file: Path
+) -> "VarianceHeads":
+    """Train heads on a model that was read from `path`, and keep them in a file that says whose they are."""
+    from evaluation.features import file_digest
+    from ml.extensions.uncertainty import save_heads, train_heads
+
+    heads = train_heads(model, batches, steps=steps, seed=seed, told=_teller(path, steps))
+    about = {"weights": file_digest(path), "steps": steps, "seed": seed, "mask_ratio": model.mask_ratio}
+    save_heads(file, heads, about)
+    return heads
+
+
+def _write(out: Path, about: dict[str, Any], members: list["Member"], samples: list[dict[str, Any]]) -> None:
+    """Numbers, table and pictures of what was measured."""
+    from common.files import write_atomically
+    from ml.extensions.uncertainty_figure import curves_figure, heat_figure, measures_table
+    from ml.plots import save_figure
+
+    table = measures_table(about["maps"])
+    print(table)
     write_atomically(out / "uncertainty.json", lambda file: file.write(json.dumps(about, indent=1).encode()))
     write_atomically(out / "uncertainty.md", lambda file: file.write(table.encode()))
-    samples = first_samples(_only(loader, lambda path: path not in taken), 4)
-    save_figure(heat_figure(members, samples, draws=draws), out / "heat.png", dpi=150)
-    save_figure(curves_figure(found), out / "curves.png")
+    save_figure(heat_figure(members, samples, draws=about["draws"]), out / "heat.png", dpi=150)
+    save_figure(curves_figure(about["maps"]), out / "curves.png")
     print(f"numbers: {out / 'uncertainty.json'}, pictures: {out / 'heat.png'}, {out / 'curves.png'}")
 
 

@@ -163,7 +163,7 @@ class SpatiotemporalMAE(PretrainingModel):
         T, grid = self.steps_and_grid(pixels)
         latent, mask, ids_restore = self.forward_encoder(pixels, noise=noise)
         check_some_hidden(mask.shape[1], self.mask_ratio, visible=latent.shape[1])
-        prediction = self.decode(latent, ids_restore, T, grid)
+        prediction = self.decode(self.forward_decoder, [latent], ids_restore, T, grid)
         return masked_loss(prediction, self.target(pixels), mask, self.loss), prediction, mask
 
     def forward_encoder(
@@ -183,13 +183,6 @@ class SpatiotemporalMAE(PretrainingModel):
         x = x + torch.cat([self.decoder_pos_embed_class, positions[None]], dim=1)
         x = through(self.decoder_blocks, x, checkpointing=self.checkpointing and self.training)
         return self.decoder_pred(self.decoder_norm(x[:, 1:]))
-
-    def decode(self, latent: Tensor, ids_restore: Tensor, T: int, grid: tuple[int, int]) -> Tensor:
-        """`forward_decoder`, in full precision if `decoder_float32`."""
-        if not self.decoder_float32:
-            return self.forward_decoder(latent, ids_restore, T, grid)
-        with torch.autocast(latent.device.type, enabled=False):
-            return self.forward_decoder(latent.float(), ids_restore, T, grid)
 
     def tokens(self, pixels: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Normalised pixels [B, F, 3, H, W] → class token and kept tubelets, with positions: [B, 1 + K, D].

@@ -6,9 +6,10 @@ Legend: B samples, F frames of one (a pair: 2), n predicted frames, N patches or
 What a model predicts is [B', N, P]: B' is B, times the futures of each past where there are several.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from common.errors import InputError
@@ -37,6 +38,9 @@ class PretrainingModel(nn.Module):
     STATISTICS: ClassVar[Mapping[str, str]]
     """Whose mean and spread turn normalised predictions into colours, and the caption that says so; the first is the
     default, and `target` is always among them."""
+
+    looks_into_past: ClassVar[bool] = False
+    """Whether the decoder predicts a future by cross-attention to a past that it sees whole."""
 
     of_pairs: ClassVar[bool] = False
     """Whether a sample is a past with its futures, in which something may have moved; else it is a clip."""
@@ -93,6 +97,13 @@ class PretrainingModel(nn.Module):
     def predicted_frames(self, frames: int) -> list[int]:
         """Which of a sample's frames are predicted."""
         raise NotImplementedError
+
+    def decode(self, decoder: Callable[..., Tensor], tokens: Sequence[Tensor], *places: Any) -> Tensor:
+        """What a decoder makes of tokens and places, in full precision if `decoder_float32`."""
+        if not self.decoder_float32:
+            return decoder(*tokens, *places)
+        with torch.autocast(tokens[0].device.type, enabled=False):
+            return decoder(*(x.float() for x in tokens), *places)
 
     def pairs_in(self, video: Tensor) -> int:
         """How many pairs, or clips, a batch [..., F, 3, H, W] holds: the B' of its prediction."""

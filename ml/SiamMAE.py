@@ -54,6 +54,8 @@ class SiamMAE(PairModel):
     decoder reads as it reads f1, not told which is which.
     """
 
+    looks_into_past = True
+
     def __init__(
         self,
         mae: MAEEncoder,
@@ -131,7 +133,7 @@ class SiamMAE(PairModel):
         ids_keep, mask, ids_restore = random_masking(noise_for(future, h * w, noise, None), self.mask_ratio)
         past_tokens, future_tokens = self.encode_pair(past, future, ids_keep)
         past_tokens = past_tokens.unflatten(0, (-1, self.pasts)).flatten(1, 2)  # all that f2's places look into
-        return self.decode(past_tokens, future_tokens, ids_restore, (h, w)), mask
+        return self.decode(self.decoder, [past_tokens, future_tokens], ids_restore, (h, w)), mask
 
     def encode_pair(self, past: Tensor, future: Tensor, ids_keep: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels of f1 [B, 3, H, W] and the futures [B·F, …] → [B, 1 + N, D], and kept [B·F, 1 + K, D]."""
@@ -142,13 +144,6 @@ class SiamMAE(PairModel):
         both = self.encoder.transform(torch.cat([past_tokens, future_tokens], dim=1))
         past_tokens, future_tokens = both.split([past_tokens.shape[1], future_tokens.shape[1]], dim=1)
         return past_tokens, future_tokens
-
-    def decode(self, past: Tensor, future: Tensor, ids_restore: Tensor, grid: tuple[int, int]) -> Tensor:
-        """What `encode_pair` gave → the prediction [B·F, N, P], in full precision if `decoder_float32`."""
-        if not self.decoder_float32:
-            return self.decoder(past, future, ids_restore, grid)
-        with torch.autocast(past.device.type, enabled=False):
-            return self.decoder(past.float(), future.float(), ids_restore, grid)
 
     def public_state_dict(self) -> dict[str, Tensor]:
         """Those of MAE's encoder, and ToBo's names for a cross-self decoder."""

@@ -172,10 +172,7 @@ class ImageMAE(PairModel):
         future = frames[:, 1:].flatten(0, 1)
         latent, mask, ids_restore = self.mae.forward_encoder(future, self.mask_ratio, noise=noise)
         grid = grid_size(future.shape[-2], future.shape[-1], self.patch_size)
-        if not self.decoder_float32:
-            return self.mae.forward_decoder(latent, ids_restore, grid), mask
-        with torch.autocast(latent.device.type, enabled=False):
-            return self.mae.forward_decoder(latent.float(), ids_restore, grid), mask
+        return self.decode(self.mae.forward_decoder, [latent], ids_restore, grid), mask
 
 
 def strangers(paths: list[str]) -> list[int]:

@@ -19,7 +19,7 @@ from ml.logs import read_losses
 from ml.motion import MotionPairs, motion_report
 from ml.pair_models import ImageMAE
 from ml.reconstruction import compare_with_copying, masking
-from ml.SiamMAE import Model, SiamMAE, build_model, prepare_model
+from ml.SiamMAE import Model, build_model, prepare_model
 
 RATIOS = (0.50, 0.75, 0.95)
 COLUMNS = ("model", "copy", "copy × factor", "mean", "wrong f1")
@@ -70,7 +70,7 @@ def open_packed(path: Path) -> tuple[Model, dict[str, Any]]:
 def at_size(model: Model, size: int | None) -> Model:
     """The same model, built for images of another side: its positions as it would interpolate them each time."""
     config = model.config
-    if not size or config.get("model") not in ("SiamMAE", "MAE") or config["mae"]["img_size"] == size:
+    if not size or not model.of_pairs or config["mae"]["img_size"] == size:
         return model
     other = build_model({**config, "mae": {**config["mae"], "img_size": size}}).eval()
     own, grid = model.grid, other.grid
@@ -92,7 +92,7 @@ def against_copying(model: Model, batches: Sequence[Mapping[str, Any]]) -> dict[
 def motion_numbers(model: Model, shifts: Iterable[MotionPairs]) -> dict[str, Numbers]:
     """For each shift: error of normalised pixels with 75 % hidden beside copying, and where the last layer points with
     f2 visible (share of exact hits, and of those within a patch). None for a model that does not look into f1."""
-    if not isinstance(model, SiamMAE):
+    if not model.looks_into_past:
         return {}
     table = {}
     for name, test in motion_report(model, list(shifts), mask_ratios=[0.75]).items():

@@ -19,8 +19,8 @@ class DecoderAffinity:
     """`encode` and `affinity` of a `evaluation.features.Source`, from a SiamMAE whose f2 is seen whole."""
 
     def __init__(self, model: SiamMAE, name: str) -> None:
-        if not isinstance(model, SiamMAE):
-            raise InputError(f"{name} is a model of clips; decoder: takes the cross-attention of a model of pairs")
+        if not model.looks_into_past:
+            raise InputError(f"{name} looks into no other frame; decoder: takes the cross-attention of a SiamMAE")
         if model.pasts > 1:
             raise InputError(f"{name} looks into two frames at once; decoder: takes a model that looks into one")
         if model.decoder.joint or model.encoder_kind == "joint":
@@ -56,7 +56,7 @@ class DecoderAffinity:
         """Tokens [1, 1 + N, D] of both frames → the mean over heads and layers [N, N], of f2's places to f1's."""
         every = torch.arange(past.shape[1] - 1, device=past.device)[None]
         with cross_attention_maps(self.model) as maps:
-            self.model.decode(past, future, every, grid)
+            self.model.decode(self.model.decoder, [past, future], every, grid)
         return torch.stack([layer.mean(1)[0] for layer in maps]).mean(0)
 
 
