@@ -5,6 +5,7 @@ Legend: R samples drawn from one video, B samples in a batch, F frames of a samp
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,15 @@ class EpochSampler(Sampler):
         return len(range(self.rank, self.length, self.world_size))
 
     def __iter__(self) -> Iterator[Key]:
+        return iter(self.keys(self.epoch, self.start))
+
+    def keys(self, epoch: int, start: int = 0) -> list[Key]:
+        """(epoch, index) of the samples of an epoch, from number `start` of this rank on."""
         order = np.arange(self.length)
         if self.shuffle:
             # The fourth number keeps the order's stream apart from those of the samples, [seed, epoch, index].
-            order = np.random.default_rng([self.seed, self.epoch, 0, 1]).permutation(self.length)
-        mine = order[self.rank :: self.world_size][self.start :]
-        return iter([(self.epoch, index) for index in mine.tolist()])
+            order = np.random.default_rng([self.seed, epoch, 0, 1]).permutation(self.length)
+        return [(epoch, index) for index in order[self.rank :: self.world_size][start:].tolist()]
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch; start: how many samples of this rank to leave out at its beginning."""
@@ -59,8 +63,9 @@ class PairLoader:
     A batch is a dict: `video` uint8 [B, F, 3, S, S], `time` [B, F], `box` [B, F, 5], `seed` [B], and lists: `path` (B),
     `bad` of (path, reason). `bad_files` grows by (path: reason) as files turn out to be bad.
 
-    workers: processes that decode; 0 decodes in this one, where a decoder that hangs or crashes takes everything with
-    it. Order and samples are the same for any number of them. drop_last: leave out what does not fill a batch.
+    workers: processes that decode, some batches ahead, into the next epoch too; a thread copies what they have done. 0
+    decodes in this one, where a decoder that hangs or crashes takes everything with it. Order and samples are the same
+    for any number of them. drop_last: leave out what does not fill a batch.
     pin_memory: for copies to a GPU that overlap with its work. rank, world_size: take one of several disjoint shares of
     each epoch; batch_size is that of a rank. time_limit: seconds for one file, after which its process is replaced, and
     the file by another. max_lost: how many files may make their decoder hang or die before the run ends.
@@ -100,7 +105,8 @@ class PairLoader:
         self._visits = batch_size // repeated  # to videos, in a batch
         self._drop_last = drop_last
         self._pin_memory = pin_memory
-        self._pool = Pool(dataset, workers, time_limit=time_limit, max_lost=max_lost) if workers else None
+        limits: dict[str, Any] = dict(time_limit=time_limit, max_lost=max_lost)
+        self._pool = Pool(dataset, workers, **limits, pin_memory=pin_memory) if workers else None
 
     @property
     def pairs(self) -> int:
@@ -133,26 +139,36 @@ class PairLoader:
         self.sampler.set_epoch(epoch, start * self._visits)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._batches():
-            self._report(batch["bad"])
-            if self._pin_memory and not batch["video"].is_pinned():
-                batch["video"] = batch["video"].pin_memory()
-            yield batch
+        with closing(self._batches()) as batches:
+            for batch in batches:
+                self._report(batch["bad"])
+                yield batch
         if len(self.bad_files) > len(self.dataset.paths) / 2:
             raise InputError(
                 f"{len(self.bad_files)} of {len(self.dataset.paths)} videos could not be used: {listed(self.bad_files)}"
             )
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        if self._pool is not None:
-            return self._pool.batches(self._keys(), pin_memory=self._pin_memory)
-        return map(self.dataset.load_batch, self._keys())
+    def _batches(self) -> Any:
+        epoch, start = self.sampler.epoch, self.sampler.start
+        if self._pool is None:
+            return self._loaded_here(epoch, start)
+        following = epoch + self.sampler.shuffle  # a loader that does not shuffle is for always the same samples
+        return self._pool.batches(list(self._tasks(epoch, start)), self._tasks(following))
 
-    def _keys(self) -> Iterator[list[Key]]:
-        keys = list(self.sampler)
+    def _loaded_here(self, epoch: int, start: int) -> Iterator[dict[str, Any]]:
+        for keys in self._tasks(epoch, start):
+            batch = self.dataset.load_batch(keys)
+            if self._pin_memory:
+                batch["video"] = batch["video"].pin_memory()
+            yield batch
+
+    def _tasks(self, epoch: int, start: int = 0) -> Iterator[list[Key]]:
+        """The keys of each batch of an epoch, from sample `start` of this rank on."""
+        keys = self.sampler.keys(epoch, start)
         if self._drop_last:
-            del keys[len(self) * self._visits - self.sampler.start :]
-        return (keys[begin : begin + self._visits] for begin in range(0, len(keys), self._visits))
+            del keys[len(self) * self._visits - start :]
+        for begin in range(0, len(keys), self._visits):
+            yield keys[begin : begin + self._visits]
 
     def _report(self, bad: list[tuple[str, str]]) -> None:
         for path, reason in bad:

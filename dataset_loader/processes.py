@@ -27,7 +27,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import DupFd
 from multiprocessing.util import Finalize
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from common.errors import InputError
 
@@ -86,20 +86,33 @@ def _memory_file() -> int:
         return os.dup(file.fileno())
 
 
+class Slot(NamedTuple):
+    """One of a process's memories, with a result in it, which stays as it is until the slot is freed."""
+
+    memory: Memory
+    number: int
+    unused: list[int]
+    """numbers of the slots of this process that are free"""
+
+    def free(self) -> None:
+        self.unused.append(self.number)
+
+
 class _Worker:
     """One process, the memory it shares, and the tasks that it has: the first is the one it works on."""
 
     def __init__(self, context: Any, function: Callable, ahead: int, memory: int | None) -> None:
-        self.slots = [Memory() for _ in range(ahead)]  # one for each task that it can have
+        self._slots = [Memory() for _ in range(ahead)]  # one for each task that it can have
+        self.unused = list(range(ahead))
         beat = Memory()
         self.beat = _beating(beat)
         self.beat[0] = -1
-        self.tasks: deque[tuple[int, Any]] = deque()  # numbered, from 0 on
+        self.tasks: deque[tuple[int, Any, int]] = deque()  # numbered, from 0 on, each with its slot
         self._given = count()
         self.heard = time.monotonic()
         self.connection, theirs = context.Pipe()
         lifeline, self._lifeline = context.Pipe(duplex=False)
-        arguments = (theirs, lifeline, beat, self.slots, function, memory)
+        arguments = (theirs, lifeline, beat, self._slots, function, memory)
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
@@ -108,9 +121,15 @@ class _Worker:
     def give(self, task: Any) -> None:
         if not self.tasks:
             self.heard = time.monotonic()
-        self.tasks.append((next(self._given), task))
+        number = self.unused.pop()
+        self.tasks.append((next(self._given), task, number))
         with suppress(OSError):  # a dead one is seen where answers are waited for
-            self.connection.send(task)
+            self.connection.send((number, task))
+
+    def finish(self) -> tuple[Any, Slot]:
+        """Its first task, which is done, and where the result lies."""
+        _, task, number = self.tasks.popleft()
+        return task, Slot(self._slots[number], number, self.unused)
 
     def end(self) -> int | None:
         """Kill the process; its exit code, None if it does not even die."""
@@ -124,16 +143,16 @@ class _Worker:
 class Crew:
     """Up to `size` processes that call `function(task, memory)`, each with `ahead` tasks at most; started when needed.
 
-    function: can be pickled; it calls `alive` from time to time where it takes long. The memory is for large results,
-    and stays as it is until the process is given another task. time_limit: seconds between signs of life after which a
-    process is killed. memory: bytes that a process may take.
+    function: can be pickled; it calls `alive` from time to time where it takes long. The memory is for large results; a
+    result whose slot is not freed yet counts as one of the tasks. time_limit: seconds between signs of life after which
+    a process is killed. memory: bytes that a process may take.
     """
 
     def __init__(
         self, function: Callable, size: int, *, time_limit: float, ahead: int = 1, memory: int | None = None
     ) -> None:
         self._start = partial(_Worker, forking_context(), function, ahead, memory)
-        self._size, self._time_limit, self._ahead = size, time_limit, ahead
+        self._size, self._time_limit = size, time_limit
         self._in_vain = 0  # processes that ended before they had begun a task, in a row
         self._looked = self._excused = time.monotonic()
         self._workers: list[_Worker] = []
@@ -146,18 +165,18 @@ class Crew:
 
     @property
     def has_room(self) -> bool:
-        return len(self._workers) < self._size or any(len(worker.tasks) < self._ahead for worker in self._workers)
+        return len(self._workers) < self._size or any(worker.unused for worker in self._workers)
 
     def give(self, task: Any) -> None:
         """Give a task to the process that has the fewest."""
-        free = min(self._workers, key=lambda worker: len(worker.tasks), default=None)
+        free = min((w for w in self._workers if w.unused), key=lambda worker: len(worker.tasks), default=None)
         if free is None or (free.tasks and len(self._workers) < self._size):
             free = self._start()
             self._workers.append(free)
         free.give(task)
 
-    def results(self, timeout: float) -> Iterator[tuple[Any, Any, Memory]]:
-        """(task, result or `Failure`, memory) of what is done within so many seconds, at least one if there is any."""
+    def results(self, timeout: float) -> Iterator[tuple[Any, Any, Slot]]:
+        """(task, result or `Failure`, slot) of what is done within so many seconds, at least one if there is any."""
         by_connection = {worker.connection: worker for worker in self._workers if worker.tasks}
         for connection in wait(list(by_connection), timeout):
             worker = by_connection[connection]
@@ -168,8 +187,8 @@ class Crew:
                 continue
             self._in_vain = 0
             worker.heard = time.monotonic()
-            number, task = worker.tasks.popleft()
-            yield task, result, worker.slots[number % self._ahead]
+            task, slot = worker.finish()
+            yield task, result, slot
         now = time.monotonic()
         if now - self._looked > AWAY:
             self._excused = now
@@ -181,24 +200,24 @@ class Crew:
                 if now - max(since, worker.heard, self._excused) > limit:
                     yield from self._replace(worker, hung=True)
 
-    def _replace(self, worker: _Worker, *, hung: bool) -> Iterator[tuple[Any, Failure, Memory]]:
+    def _replace(self, worker: _Worker, *, hung: bool) -> Iterator[tuple[Any, Failure, Slot]]:
         """End a process that hangs or is dead; give its tasks to a new one, but for the one it was working on."""
         if not hung:
             worker.process.join(5)  # its own exit code, not that of our kill
         code = worker.end()
         self._workers.remove(worker)
         if worker.beat[0] == worker.tasks[0][0]:
-            task, note = worker.tasks.popleft()[1], (int(worker.beat[2]), int(worker.beat[3]))
+            (task, slot), note = worker.finish(), (int(worker.beat[2]), int(worker.beat[3]))
             ending = f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code}"
             failure = Failure("crashed", f"crashes the decoder (its process {ending})", note)
             if hung:
                 failure = Failure("hung", f"gave nothing for {self._time_limit:g} s", note)
-            yield task, failure, worker.slots[0]
+            yield task, failure, slot
         else:
             self._in_vain += 1
             if self._in_vain > 2 * self._size:
                 raise RuntimeError(f"processes end, with code {code}, before they have begun their work")
-        for _, task in worker.tasks:
+        for _, task, _ in worker.tasks:
             self.give(task)
 
 
@@ -232,10 +251,10 @@ def _serve(
     _beat = _beating(beat)
     with suppress(EOFError, OSError):
         for number in count():
-            task = connection.recv()
+            slot, task = connection.recv()
             alive()
             _beat[0] = number
-            connection.send(function(task, slots[number % len(slots)]))
+            connection.send(function(task, slots[slot]))
 
 
 def _end_with(lifeline: Connection) -> None:
@@ -287,7 +306,8 @@ def supervise(
                 crew.give(item)
             if not crew.busy:
                 return
-            for item, result, _ in crew.results(POLL):
+            for item, result, slot in crew.results(POLL):
+                slot.free()
                 tries[item] += 1
                 if isinstance(result, Failure) and result.kind == "crashed" and tries[item] < TRIES:
                     crew.give(item)

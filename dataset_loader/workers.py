@@ -8,15 +8,20 @@ import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from threading import Event
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from common.errors import InputError
-from dataset_loader.processes import POLL, Crew, Failure, Memory, alive
+from dataset_loader.background import Background, Buffers
+from dataset_loader.processes import POLL, Crew, Failure, Memory, Slot, alive
 
 AHEAD = 2  # batches that each process has been told to load: while one is fetched it works on the next
+READY = 2  # batches that lie copied (and pinned) before they are wanted
+IN_USE = 3  # and those that are used: one on its way to the device, one in the step, one whose numbers are not read yet
 
 Key = tuple[int, int]  # (epoch, index)
 
@@ -45,52 +50,71 @@ class Loads(Protocol):
 
 
 class Pool:
-    """`count` processes that load batches.
+    """`count` processes that load batches, and a thread that copies these out of their memory before they are wanted.
 
     time_limit: seconds that one attempt at one sample may take. max_lost: how many files may hang or kill their process
-    before the run ends with an InputError that names them. lost: these files, and the reasons.
+    before the run ends with an InputError that names them. pin_memory: for copies to a GPU. lost: the files that did,
+    and the reasons.
     """
 
-    def __init__(self, loads: Loads, count: int, *, time_limit: float, max_lost: int) -> None:
+    def __init__(self, loads: Loads, count: int, *, time_limit: float, max_lost: int, pin_memory: bool = False) -> None:
         self._loads = loads
         self._crew = Crew(_Load(loads), count, time_limit=time_limit, ahead=AHEAD)
         self._ahead = AHEAD * count
         self._max_lost = max_lost
+        self._buffers = Buffers(READY + IN_USE, pinned=True) if pin_memory else None
         self._first = self._next = 0  # numbers of batches: the first of the running iteration, and the next to be given
-        self._done: dict[int, dict[str, Any] | Exception] = {}
+        self._early: list[Sequence[Key]] = []  # the last ones that were given, for the iteration that follows
+        self._done: dict[int, tuple[Slot, Any]] = {}
+        self._running: Background[dict[str, Any]] | None = None
         self.lost: dict[str, str] = {}
 
-    def batches(self, tasks: Iterable[Sequence[Key]], *, pin_memory: bool = False) -> Iterator[dict[str, Any]]:
-        """The batches of these lists of keys, in their order. It ends an earlier iteration that was left unfinished."""
-        waiting = iter(tasks)
-        first = due = self._first = self._next
-        self._done.clear()
-        exhausted, patience = False, 0.0
-        while True:
-            if first != self._first:
-                raise RuntimeError("another iteration over this loader has begun")
-            self._receive(patience, pin_memory)
-            while not exhausted and self._next - due < self._ahead and self._crew.has_room:
-                keys = next(waiting, None)
-                if keys is None:
-                    exhausted = True
-                else:
-                    self._crew.give((self._next, keys, self.lost))
-                    self._next += 1
-            patience = POLL
-            if due in self._done:
-                batch = self._done.pop(due)
-                if isinstance(batch, Exception):
-                    raise batch
-                due, patience = due + 1, 0.0
-                yield batch
-            elif exhausted and due == self._next:
-                return
+    def batches(
+        self, tasks: Sequence[Sequence[Key]], following: Iterable[Sequence[Key]] = ()
+    ) -> Background[dict[str, Any]]:
+        """The batches of these lists of keys, in their order. It ends an earlier iteration that was left unfinished.
 
-    def _receive(self, timeout: float, pin_memory: bool) -> None:
-        """Take what the processes have finished; what was lost with a process is loaded again without its file."""
-        for task, result, memory in self._crew.results(timeout):
+        following: what will probably be asked for next; it is begun when all of `tasks` has been, so that the processes
+        never wait for an epoch to end.
+        """
+        if self._running is not None:
+            self._running.close()
+        self._running = Background(lambda stopped: self._load(tasks, following, stopped), READY)
+        return self._running
+
+    def _load(
+        self, tasks: Sequence[Sequence[Key]], following: Iterable[Sequence[Key]], stopped: Event
+    ) -> Iterator[dict[str, Any]]:
+        begun = len(self._early) if self._early == list(tasks[: len(self._early)]) else 0
+        due = self._first = self._next - begun
+        end = due + len(tasks)
+        self._early = []
+        for number in [number for number in self._done if number < due]:
+            self._done.pop(number)[0].free()
+        waiting, patience = chain(tasks[begun:], following), 0.0
+        while due < end and not stopped.is_set():
+            self._receive(patience)
+            patience, batch = POLL, None
+            if due in self._done:
+                batch = self._take(*self._done.pop(due))
+                due += 1
+            while self._next - due < self._ahead and self._crew.has_room and (keys := next(waiting, None)) is not None:
+                if self._next >= end:
+                    self._early.append(keys)
+                self._crew.give((self._next, keys, self.lost))
+                self._next += 1
+            if batch is not None:
+                patience = 0.0
+                yield batch
+
+    def _receive(self, timeout: float) -> None:
+        """Hear of what the processes have finished; what was lost with one is loaded again without its file."""
+        for task, result, slot in self._crew.results(timeout):
             number, keys, _ = task
+            if number >= self._first and not isinstance(result, Failure):
+                self._done[number] = slot, result
+                continue
+            slot.free()
             if isinstance(result, Failure):
                 row, attempt = result.note
                 self.lost[self._loads.name_tried(keys[row], attempt)] = result.reason
@@ -98,13 +122,19 @@ class Pool:
                     said = "; ".join(f"{name} ({why})" for name, why in self.lost.items())
                     raise InputError(f"{len(self.lost)} videos made their decoder hang or die: {said}")
                 self._crew.give(task)
-            elif number >= self._first:
-                shape, batch = result
-                if not isinstance(batch, Exception):
-                    batch = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
-                    copied = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory).copy_(_tensor(memory, shape))
-                    batch["video"] = copied.permute(0, 1, 4, 2, 3)
-                self._done[number] = batch
+
+    def _take(self, slot: Slot, result: tuple[Any, Any]) -> dict[str, Any]:
+        """A batch in memory of its own; its slot is free again."""
+        shape, batch = result
+        if isinstance(batch, Exception):
+            slot.free()
+            raise batch
+        size = math.prod(shape)
+        video = self._buffers.take(size) if self._buffers else np.empty(size, np.uint8)
+        np.copyto(video, np.frombuffer(slot.memory.view(size), np.uint8, size))  # lets the training thread run
+        slot.free()
+        batch = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+        return batch | {"video": torch.from_numpy(video).view(shape).permute(0, 1, 4, 2, 3)}
 
 
 @dataclass(frozen=True)
