@@ -1,48 +1,58 @@
-"""`python -m benchmarks.gpu_eval --data DAVIS --out FOLDER`: what a GPU makes of the evaluation, in one run.
+"""`python -m benchmarks.gpu_eval --out FOLDER [--data DAVIS]`: what a GPU makes of the evaluation, in one run.
 
-The `paper` protocol at 480×880 with a full context, stage by stage: decode and resize (on the CPU), features, affinity
-and labels, read-out; each in float32 and with 16 bits. The share of the roofline is the least time in which the
-arithmetic and the memory traffic that nothing can avoid would be done, at the rates of a matrix product and of a copy
-measured in the same run, divided by the time taken. Then the sequences of DAVIS from files to J and F, float32 against
-16 bits, which must agree within 0.1 point. Parts that no longer fit into the time are left out and named.
+The `paper` protocol at 480×880 with a full context, stage by stage: what the host does in threads (decode and resize,
+score, export), and what the device does (features, affinity and labels, read-out), in TF32 and with 16 bits. The share
+of the roofline is the least time in which the arithmetic and the memory traffic that nothing can avoid would be done,
+divided by the time taken; the rates are those of a matrix product and of a copy measured in the same run, and beside
+them the vendor's. Then the sequences of DAVIS 2016 and 2017 from files to J and F; TF32 and 16 bits must agree with
+float32 within 0.1 point. Without --data the sequences are synthetic, in DAVIS's layout.
+
+gpu_eval.json is written after every row, and what may take longest comes last: the deadline (--seconds) or a kill
+leaves the rows that are finished. What no longer fits is left out and named.
 
 Legend: F context frames, h w patch grid, N = h·w patches, D width, M labels, H W pixels.
 """
 
 import argparse
 import itertools
-import json
+import math
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
 
-from benchmarks.evaluation_speed import objects
-from benchmarks.gpu_train import Bench
+from benchmarks.rows import Rows
 from cli.feature_sources import open_source
 from common.errors import InputError
+from common.files import write_text
+from dataset_loader.synthetic import synthetic_video
 from evaluation.benchmarks.davis import Davis
 from evaluation.controls import Copy, Oracle
 from evaluation.features import model_source
 from evaluation.follow import resize_frame
 from evaluation.labels import patches_to_mask
+from evaluation.metrics import region_and_contour
+from evaluation.pictures import save_mask
 from evaluation.propagation import Context, propagate_step
 from evaluation.protocols import Protocol, protocol
-from evaluation.run import evaluate
-from evaluation.videos import read_frame
+from evaluation.run import first_frames, records
+from evaluation.videos import read_frame, read_mask
 from mae.models_mae import MAEEncoder
 
 MODELS = {"S/16": (384, 12, 6), "B/16": (768, 12, 12), "tiny/16": (48, 2, 6)}  # width, depth, heads
-MOST_POINTS = 0.1  # of J&F between float32 and 16 bits
-STAGES = ("decode, resize", "features", "affinity, labels", "read-out")
+MOST_POINTS = 0.1  # of J&F between float32 and the faster formats
+HOST = ("decode, resize", "truth, J and F", "export")  # in threads, beside the device
+STAGES = (*HOST, "features", "affinity, labels", "read-out")
+# FLOP/s that the vendor states for dense products, by what a device is called
+NOMINAL = {"H100": {"float16": 989e12, "tf32": 494e12}, "H200": {"float16": 989e12, "tf32": 494e12}}
 
 
 @dataclass(frozen=True)
@@ -55,10 +65,10 @@ class Settings:
     radius: float = 20
     labels: int = 3
     batch: int = 8
-    seconds: float = 1.5
+    seconds: float = 1.0
     product: int = 8192
     copy: int = 16384
-    budget: float = 500.0
+    budget: float = 170.0
     frames: int | None = None
 
     @property
@@ -74,6 +84,31 @@ class Settings:
 SMOKE = Settings(("tiny/16",), (96, 144), 2, 3, 3, 2, 0.01, product=64, copy=256, frames=4)
 
 
+def start(settings: Settings, device: torch.device, file: Path, **options: Any) -> Rows:
+    """No rows yet."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU: the figures say nothing about a GPU"
+    head = {
+        "device": name, "torch": torch.__version__, "settings": asdict(settings), "protocol": str(settings.rules),
+        "rates": {}, "nominal": next((rates for known, rates in NOMINAL.items() if known in name), {}),
+    }  # fmt: skip
+    return Rows(file, device, settings.budget, settings.seconds, head, **options)
+
+
+def formats(device: torch.device) -> tuple[str, ...]:
+    return ("tf32", "float16") if device.type == "cuda" else ("float32",)
+
+
+@contextmanager
+def computing(kind: str) -> Iterator[None]:
+    """Float32 products in TF32 inside, or in float32 for the format of that name."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest" if kind == "float32" else "high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def build(name: str) -> MAEEncoder:
     """A model of the seed 0, on the CPU."""
     width, depth, heads = MODELS[name]
@@ -81,17 +116,18 @@ def build(name: str) -> MAEEncoder:
     return MAEEncoder(224, 16, width, depth, heads).eval()
 
 
-def rates(bench: Bench) -> dict[str, float]:
-    """FLOP/s of matrix products in float32 and float16, and bytes/s of a copy (read and written)."""
-    side, found = bench.settings.product, {}
-    for kind in _formats(bench.device):
-        a, b = (torch.randn(side, side, device=bench.device).to(getattr(torch, kind)) for _ in range(2))
-        found[kind] = 2 * side**3 / bench.seconds_of(partial(torch.mm, a, b, out=torch.empty_like(a)))
-    side = cast(Any, bench.settings).copy
-    source = torch.zeros(side, side, device=bench.device)
+def measure_rates(run: Rows, settings: Settings) -> None:
+    """FLOP/s of matrix products in each format, and bytes/s of a copy (read and written)."""
+    side = settings.product
+    for kind in formats(run.device):
+        dtype = torch.float16 if kind == "float16" else torch.float32
+        a, b = (torch.randn(side, side, device=run.device).to(dtype) for _ in range(2))
+        with computing(kind):
+            run.result["rates"][kind] = 2 * side**3 / run.seconds_of(partial(torch.mm, a, b, out=torch.empty_like(a)))
+    source = torch.zeros(settings.copy, settings.copy, device=run.device)
     target = torch.empty_like(source)
-    found["bytes"] = 2 * source.nbytes / bench.seconds_of(lambda: target.copy_(source))
-    return found
+    run.result["rates"]["bytes"] = 2 * source.nbytes / run.seconds_of(lambda: target.copy_(source))
+    run.write()
 
 
 def pairs(settings: Settings) -> int:
@@ -127,141 +163,216 @@ def needs(settings: Settings, model: str, stage: str, bytes_each: int) -> tuple[
     return 0.0, 2.0 * M * settings.size[0] * settings.size[1] * 4
 
 
-def measure_stages(
-    bench: Bench, settings: Settings, name: str, found_rates: dict[str, float], picture: Path
-) -> list[dict[str, Any]]:
-    """Seconds a frame of each stage in each number format, and the share of the roofline."""
-    device, (h, w), rules, width = bench.device, settings.grid, settings.rules, MODELS[name][0]
-    model, frames, M = build(name), settings.context + 1, settings.labels
+def measure_host(run: Rows, settings: Settings, picture: Path, mask: Path) -> None:
+    """Seconds a frame of what the host does, in one thread."""
+
+    def truth() -> np.ndarray:
+        return (read_mask(mask) > 0).astype(np.uint8)
+
+    result = np.roll(truth(), 7, axis=1)
+    with tempfile.TemporaryDirectory() as folder:
+        works: tuple[Callable[[], Any], ...] = (
+            lambda: resize_frame(read_frame(picture), settings.size),
+            lambda: region_and_contour(truth(), result, 1),
+            lambda: save_mask(Path(folder) / "mask.png", result),
+        )
+        for stage, work in zip(HOST, works, strict=True):
+            if run.has_time(stage):
+                run.keep(model=None, stage=stage, format="uint8", batch=1, seconds=run.seconds_of(work))
+
+
+def measure_model(run: Rows, settings: Settings, name: str) -> None:
+    """Seconds a frame of what the device does, and the share of the roofline."""
+    device, width = run.device, MODELS[name][0]
+    (h, w), rules, frames, M = settings.grid, settings.rules, settings.context + 1, settings.labels
+    model = build(name)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (settings.batch, 3, *settings.size), dtype=torch.uint8, generator=generator)
     # as `propagate` keeps them: the long side first
     features = functional.normalize(torch.randn(frames + 1, w, h, width, generator=generator), dim=-1).to(device)
     labels = torch.rand(frames, w, h, M, generator=generator).softmax(-1).to(device)
-    rows: list[dict[str, Any]] = []
 
     def row(stage: str, kind: str, batch: int, work: Callable[[], Any]) -> None:
-        seconds = bench.seconds_of(work) / batch
-        found: dict[str, Any] = {"stage": stage, "format": kind, "batch": batch, "seconds": seconds}
-        if stage != STAGES[0]:
-            flops, size = needs(settings, name, stage, 2 if kind == "float16" else 4)
-            arithmetic, traffic = flops / found_rates[kind], size / found_rates["bytes"]
-            found |= {"gflop": flops / 1e9, "megabytes": size / 1e6, "share": max(arithmetic, traffic) / seconds}
-            found["bound by"] = "arithmetic" if arithmetic > traffic else "memory"
-        rows.append(found)
+        if not run.has_time(f"{name}: {stage}, {kind}, batch {batch}"):
+            return
+        try:
+            with computing(kind):
+                seconds = run.seconds_of(work) / batch
+        except torch.cuda.OutOfMemoryError:
+            run.result["left_out"].append(f"{name}: {stage}, {kind}, batch {batch}: out of memory")
+            return
+        flops, size = needs(settings, name, stage, 2 if kind == "float16" else 4)
+        found = {"gflop": flops / 1e9, "megabytes": size / 1e6}
+        for share, rate in (
+            ("share", run.result["rates"][kind]),
+            ("share of nominal", run.result["nominal"].get(kind)),
+        ):
+            if rate:
+                found[share] = max(flops / rate, size / run.result["rates"]["bytes"]) / seconds
+        memory = size / run.result["rates"]["bytes"] > flops / run.result["rates"][kind]
+        run.keep(
+            model=name, stage=stage, format=kind, batch=batch, seconds=seconds, **found,
+            bound_by="memory" if memory else "arithmetic",
+        )  # fmt: skip
 
-    row(STAGES[0], "uint8", 1, lambda: torch.from_numpy(resize_frame(read_frame(picture), settings.size)).to(device))
-    for kind in _formats(device):
+    for kind in formats(device):
         encode = model_source(name, model, device=str(device), half=kind == "float16").encode
         for batch in (1, settings.batch):
-            row(STAGES[1], kind, batch, partial(encode, images[:batch].to(device)))
-        kept = features.to(getattr(torch, kind))
+            row("features", kind, batch, partial(encode, images[:batch].to(device)))
+        kept = features.half() if kind == "float16" else features
         context = Context(kept[:-1], labels, near=0, far=1)
-        row(STAGES[2], kind, 1, partial(propagate_step, kept[-1], context, rules))
+        row("affinity, labels", kind, 1, partial(propagate_step, kept[-1], context, rules))
     values = np.arange(M, dtype=np.uint8)
     soft = labels[0].transpose(0, 1).contiguous()
-    row(STAGES[3], "float32", 1, partial(patches_to_mask, soft, values, settings.size, (480, 854), rules))
-    return rows
+    row("read-out", formats(device)[0], 1, partial(patches_to_mask, soft, values, settings.size, (480, 854), rules))
 
 
-def _formats(device: torch.device) -> tuple[str, ...]:
-    return ("float32", "float16") if device.type == "cuda" else ("float32",)
+def measure_whole(run: Rows, settings: Settings, data: Path, name: str) -> None:
+    """The sequences of DAVIS from files to J and F, as many as there is time for: fast formats first, float32 last."""
+    kinds = dict.fromkeys((*reversed(formats(run.device)), "float32"))
+    for kind, year in itertools.product(kinds, (2016, 2017)):
+        davis = Davis(data, year)
+        if not (data / "ImageSets" / str(year) / "val.txt").is_file():
+            run.result["left_out"].append(f"DAVIS {year}: its list is not there")
+        elif run.has_time(f"DAVIS {year}, {kind}", 10 * settings.seconds):
+            source = open_source(name, Path(), str(run.device), kind == "float16")
+            if isinstance(source, Copy | Oracle):
+                raise InputError(f"{name} is a control, which has no features to compute in another format")
+            videos, start, scores, frames = first_frames(davis.videos(), settings.frames), run.clock(), {}, 0
+            with computing(kind):
+                for record in records(davis, videos, source, settings.rules, batch=settings.batch):
+                    scores[record["video"]], frames = record["scores"], frames + record["frames"]
+                    if run.left < 0:
+                        break
+            seconds = run.clock() - start
+            run.keep(
+                data=f"DAVIS {year}", source=source.name, format=kind, sequences=len(scores), of=len(videos),
+                frames=frames, seconds=seconds, frames_a_second=frames / seconds,
+                points=100 * davis.row(scores)["J&F-Mean"],
+                each={video: 100 * davis.value(scores[video]) for video in scores},
+            )  # fmt: skip
 
 
-def whole(bench: Bench, settings: Settings, data: Path, name: str) -> dict[str, Any]:
-    """The sequences of DAVIS 2016's list from files to J and F, in each number format."""
-    rows: dict[str, Any] = {}
-    for kind in _formats(bench.device):
-        source = open_source(name, Path(), str(bench.device), kind == "float16")
-        if isinstance(source, Copy | Oracle):
-            raise InputError(f"{name} is a control, which has no features to compute in another format")
-        lines: list[str] = []
-        start = time.perf_counter()
-        found = evaluate(
-            Davis(data, 2016), source, settings.rules, frames=settings.frames, batch=settings.batch, report=lines.append
-        )
-        seconds = time.perf_counter() - start
-        frames = sum(record["frames"] for record in found.records)
-        rows[kind] = {
-            "J&F": 100 * found.row["J&F-Mean"], "seconds": seconds, "frames": frames,
-            "frames_a_second": frames / seconds, "lines": lines,
-        }  # fmt: skip
-    result: dict[str, Any] = {"source": name, "protocol": str(settings.rules), "rows": rows}
-    if "float16" in rows:
-        result["points between formats"] = abs(rows["float16"]["J&F"] - rows["float32"]["J&F"])
-    return result
+def synthetic_davis(root: Path, settings: Settings, sequences: int = 3) -> Path:
+    """Scenes with moving objects in DAVIS's layout, of both years."""
+    size, frames = (settings.size, settings.frames) if settings.frames else ((480, 854), 24)
+    for number in range(sequences):
+        scene = synthetic_video(number, height=size[0], width=size[1], seconds=frames / 12, fps=12)
+        for kind, suffix, pictures in (
+            ("JPEGImages", "jpg", scene.frames.transpose(0, 2, 3, 1)), ("Annotations", "png", scene.masks)
+        ):  # fmt: skip
+            folder = root / kind / "480p" / f"scene{number}"
+            folder.mkdir(parents=True)
+            for t, picture in enumerate(pictures):
+                Image.fromarray(picture).save(folder / f"{t:05d}.{suffix}", quality=95)
+    for year in (2016, 2017):
+        names = "".join(f"scene{number}\n" for number in range(sequences))
+        write_text(root / "ImageSets" / str(year) / "val.txt", names)
+    return root
 
 
-def measure(settings: Settings, device: torch.device, data: Path | None, source: str) -> dict[str, Any]:
-    """Everything, ready for JSON."""
-    start = time.monotonic()
-    bench = Bench(cast(Any, settings), device)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU: the figures say nothing about a GPU"
-    result: dict[str, Any] = {"device": name, "torch": torch.__version__, "settings": asdict(settings), "models": {}}
-    result["rates"] = rates(bench)
+def measure(run: Rows, settings: Settings, data: Path | None, source: str) -> dict[str, Any]:
+    """All rows."""
+    measure_rates(run, settings)
     with tempfile.TemporaryDirectory() as folder:
-        picture = next(Davis(data, 2016).videos()).paths[0] if data is not None else Path(folder) / "picture.jpg"
         if data is None:
-            Image.fromarray(np.repeat(80 * objects(0, 0)[..., None], 3, axis=2)).save(picture, quality=95)
+            data = synthetic_davis(Path(folder), settings)
+            run.result["left_out"].append("the sequences of DAVIS: no --data; synthetic ones in their place")
+        pictures, masks = (sorted((data / kind / "480p").glob("*/*.*g")) for kind in ("JPEGImages", "Annotations"))
+        if not (pictures and masks):
+            raise InputError(f"{data} holds no JPEGImages/480p and Annotations/480p: expected DAVIS's folder")
+        measure_host(run, settings, pictures[0], masks[0])
         for model in settings.models:
-            if bench.time_for(model, 20 * settings.seconds):
-                result["models"][model] = measure_stages(bench, settings, model, result["rates"], picture)
-    if data is None:
-        bench.left_out.append("the sequences of DAVIS: no --data")
-    elif bench.time_for("the sequences of DAVIS", 60 * settings.seconds):
-        result["whole"] = whole(bench, settings, data, source)
-    return {**result, "left_out": bench.left_out, "total": time.monotonic() - start}
+            if run.has_time(model, 10 * settings.seconds):
+                measure_model(run, settings, model)
+        measure_whole(run, settings, data, source)
+    run.write()
+    return run.result
 
 
-def table(result: dict[str, Any]) -> str:
+def differences(result: Mapping[str, Any]) -> dict[str, float]:
+    """By how many points of J&F a faster format differs from float32, over the sequences that both have."""
+    rows = {(row["data"], row["format"]): row["each"] for row in result["rows"] if "data" in row}
+    found = {}
+    for (data, kind), each in rows.items():
+        exact = rows.get((data, "float32"))
+        both = each.keys() & exact.keys() if exact and kind != "float32" else ()
+        if both and exact:
+            found[f"{data}, {kind}"] = abs(sum(each[video] - exact[video] for video in both)) / len(both)
+    return found
+
+
+def table(result: Mapping[str, Any]) -> str:
     """What `measure` found, to read."""
-    found = result["rates"]
-    products = ", ".join(f"{kind} {rate / 1e12:.3g} TFLOP/s" for kind, rate in found.items() if kind != "bytes")
-    size = "×".join(map(str, result["settings"]["size"]))
+    rates = result["rates"]
+    products = ", ".join(f"{kind} {rate / 1e12:.3g} TFLOP/s" for kind, rate in rates.items() if kind != "bytes")
+    stated = ", ".join(f"{kind} {rate / 1e12:.0f}" for kind, rate in result["nominal"].items()) or "not known"
     lines = [
-        f"{result['device']}, torch {result['torch']}, {result['total']:.0f} s in all",
-        f"matrix product: {products}; copy: {found['bytes'] / 1e9:.4g} GB/s (read and written)",
+        f"{result['device']}, torch {result['torch']}, {result['seconds']:.0f} s in all; {result['protocol']}",
+        f"matrix product: {products} (the vendor's: {stated}); copy: {rates['bytes'] / 1e9:.4g} GB/s",
     ]
-    for name, rows in result["models"].items():
-        lines += ["", f"{name} at {size}, {result['settings']['context']} context frames and the first"]
-        for row in rows:
-            line = (
-                f"  {row['stage']:<18}{row['format']:<9}batch {row['batch']:>2}  {1e3 * row['seconds']:9.3f} ms a frame"
-            )
-            if "share" in row:
-                line += f"  {row['share']:6.1%} of the roofline ({row['bound by']})"
-            lines.append(line)
-    if "whole" in result:
-        whole_ = result["whole"]
-        lines += ["", f"DAVIS from files to J and F, {whole_['source']}, {whole_['protocol']}"]
-        for kind, row in whole_["rows"].items():
+    for row in result["rows"]:
+        if "data" in row:
             lines.append(
-                f"  {kind:<9} J&F {row['J&F']:.2f}, {row['frames']} frames in {row['seconds']:.1f} s: "
-                f"{row['frames_a_second']:.1f} frames/s"
+                f"{row['data']} from files to J and F, {row['source']}, {row['format']}: "
+                f"J&F {row['points'] or math.nan:.2f}, {row['sequences']} of {row['of']} sequences, "
+                f"{row['frames']} frames in {row['seconds']:.1f} s: {row['frames_a_second']:.1f} frames/s"
             )
-        if "points between formats" in whole_:
-            points = whole_["points between formats"]
-            verdict = "" if points <= MOST_POINTS else ": MISSED"
-            lines.append(f"  16 bits differ by {points:.3f} point (asked ≤ {MOST_POINTS}{verdict})")
+            continue
+        line = f"{row['model'] or 'host':<8}{row['stage']:<18}{row['format']:<9}batch {row['batch']:>2}  "
+        line += f"{1e3 * row['seconds']:9.3f} ms a frame"
+        if "share" in row:
+            line += f"  {row['share']:6.1%} of the roofline ({row['bound_by']})"
+        if "share of nominal" in row:
+            line += f", {row['share of nominal']:.1%} with the vendor's rate"
+        lines.append(line)
+    for what, points in differences(result).items():
+        verdict = "" if points <= MOST_POINTS else ": MISSED"
+        lines.append(f"{what} differs from float32 by {points:.3f} point (asked ≤ {MOST_POINTS}{verdict})")
     if result["left_out"]:
-        lines += ["", f"left out: {'; '.join(result['left_out'])}"]
+        lines.append(f"left out: {'; '.join(result['left_out'])}")
     return "\n".join(lines)
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """A bar of the milliseconds of a frame for each model and format, and one of the host's threads beside it."""
+    from matplotlib.figure import Figure
+
+    bars: dict[str, dict[str, float]] = {}
+    for row in result["rows"]:
+        if "stage" in row:  # the larger batch comes last and counts
+            name = f"{row['model']}, {row['format']}" if row["model"] else "host, one thread"
+            bars.setdefault(name, {})[row["stage"]] = 1e3 * row["seconds"]
+    figure = Figure(figsize=(8, 1.2 + 0.5 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    left = dict.fromkeys(bars, 0.0)
+    for stage in STAGES:
+        there = [name for name in bars if stage in bars[name]]
+        axes.barh(there, [bars[name][stage] for name in there], left=[left[name] for name in there], label=stage)
+        left |= {name: left[name] + bars[name][stage] for name in there}
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds a frame")
+    axes.set_title(f"{result['device'].partition(':')[0]}, {result['protocol'].partition(':')[0]}", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=120)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="DAVIS's folder, for the part from files to J and F")
     parser.add_argument("--source", default="random", help="features of that part, as for `siammae eval`")
-    parser.add_argument("--out", type=Path, required=True, help="folder for gpu_eval.json and gpu_eval.txt")
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu_eval.json, .txt and .png")
+    parser.add_argument("--seconds", type=float, help=f"for everything; default {Settings().budget:.0f}")
     parser.add_argument("--smoke", action="store_true", help="in small, also on a CPU")
     options = parser.parse_args(arguments)
     if not (options.smoke or torch.cuda.is_available()):
         raise InputError("there is no GPU here; --smoke runs everything in small on the CPU")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = measure(SMOKE if options.smoke else Settings(), device, options.data, options.source)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "gpu_eval.json").write_text(json.dumps(result, indent=2))
-    (options.out / "gpu_eval.txt").write_text(table(result) + "\n")
+    settings = SMOKE if options.smoke else Settings()
+    settings = replace(settings, budget=options.seconds or settings.budget)
+    result = measure(start(settings, device, options.out / "gpu_eval.json"), settings, options.data, options.source)
+    write_text(options.out / "gpu_eval.txt", table(result) + "\n")
+    draw(result, options.out / "gpu_eval.png")
     print(table(result))
 
 

@@ -83,10 +83,11 @@ def main(
         out,
         names=sequences,
         frames=frames,
-        batch=features.batch,
+        batch=features.at_once,
         export=export,
         write_video=write_mp4 if videos else None,
-        settings=dict(device=features.where.partition(":")[0], half=features.half),
+        settings=dict(device=features.where.partition(":")[0], half=features.half)
+        | ({"tf32": True} if features.on_cuda else {}),
         report=lambda line: print(line, flush=True),
     )
     if beside:

@@ -55,7 +55,7 @@ def main(
             array, stamps = clip.frames(numbers)
             pictures, names = list(array), [f"{time:.2f} s" for time in stamps - clip.index.times[0]]
     source = features.open_source()
-    kept, found, size = encode(pictures, source, rules, batch=features.batch)
+    kept, found, size = encode(pictures, source, rules, batch=features.at_once)
     packed = pack(found)
     print(f"{len(kept)} frames of {packed.grid[0]}×{packed.grid[1]} patches; {packed}")
     written = write_explorer(

@@ -50,8 +50,8 @@ class Features:
     untrained:CHECKPOINT, pixels, random, mae:PATH, mae_st:PATH, one_tubelet:MAE-ST, timm:NAME, timm:NAME@FILE,
     jax:FILE, decoder:RUN (its cross-attention); eval also takes a control: copy, oracle, oracle:SOURCE (oracle alone:
     the features of pixels)"""
-    batch: int = 1
-    """frames to encode at once; it never changes the protocol"""
+    batch: int | None = None
+    """frames to encode at once; it never changes the protocol; default: 8 on a CUDA device, 1 elsewhere"""
     root: Path = Path()
     """folder that holds checkpoints/"""
     device: str | None = None
@@ -66,10 +66,27 @@ class Features:
 
         return str(best_device(self.device))
 
+    @property
+    def at_once(self) -> int:
+        """The batch that it means here."""
+        from common.errors import InputError
+
+        if self.batch is not None and self.batch < 1:
+            raise InputError(f"a batch of {self.batch} frames: expected at least 1")
+        return self.batch or (8 if self.on_cuda else 1)
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.where.startswith("cuda")
+
     def open(self) -> "Tracker":
-        """A source of features, or a control."""
+        """A source of features, or a control. On a CUDA device matrix products are computed in TF32 from then on."""
         from cli.feature_sources import open_source
 
+        if self.on_cuda:
+            import torch
+
+            torch.set_float32_matmul_precision("high")
         return open_source(self.source, self.root, self.where, self.half)
 
     def open_source(self) -> "Source":

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -51,7 +52,7 @@ def main(
     if (mask is None) == (not points):
         raise InputError("mark what to follow: give either --mask FIRST.png or --points x,y,label …")
     out = out or Path(f"{video.stem}_tracked")
-    with Video(video) as clip:
+    with Video(video) as clip, ExitStack() as ending:  # who reads ahead stops before the file is closed
         count = len(clip.index.times)
         if count < 2:
             raise InputError(f"{video} has {count} frame; following needs at least 2")
@@ -66,7 +67,7 @@ def main(
                 times.append(time)
                 yield image
 
-        pairs = track(frames(), first, source, rules, batch=features.batch)
+        pairs = ending.enter_context(closing(track(frames(), first, source, rules, batch=features.at_once)))
         opening = next(pairs)  # what is wrong with the mask is said before anything is written
         about = dict(
             video=str(video), bytes=video.stat().st_size, first=digest(first), source=source.name,

@@ -57,7 +57,7 @@ def feature_source(
 ) -> Source:
     """The source of a name such as `pixels` or `timm:NAME`: one of `SOURCES`, or of `more`.
 
-    `half` lets the network compute in 16 bits on a GPU. Features are float32 either way.
+    `half` lets the network compute in 16 bits on a GPU, and features are float16 then; else they are float32.
     """
     kind, _, rest = name.partition(":")
     sources = {**SOURCES, **(more or {})}
@@ -195,13 +195,14 @@ def _weights_of(config: Any) -> str:
 
 
 def _on_device(encode: Callable[[Tensor], Tensor], device: str, half: bool) -> Callable[[Tensor], Tensor]:
-    """An encode that brings images to the device, keeps no graph and returns float32."""
+    """An encode that brings images to the device, keeps no graph and returns float32, or float16 on a CUDA device."""
     kind = torch.device(device).type
+    kept = torch.float16 if half and kind == "cuda" else torch.float32
 
     def run(images: Tensor) -> Tensor:
         fast = torch.autocast(kind, dtype=torch.float16) if half and kind != "cpu" else nullcontext()
         with torch.no_grad(), fast:
-            return encode(images.to(device)).float()
+            return encode(images.to(device, non_blocking=kind == "cuda")).to(kept)
 
     return run
 

@@ -3,6 +3,7 @@
 Legend: H W pixels, h w patch grid, D width, J joints.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice, tee
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import InputError
@@ -18,15 +20,17 @@ from evaluation.labels import (
     mask_to_patches,
     patches_to_joints,
     patches_to_maps,
-    patches_to_mask,
     resize_labels,
+    winners,
 )
 from evaluation.propagation import Affinity, propagate
 from evaluation.protocols import Protocol
+from evaluation.threads import ahead
 from evaluation.videos import Frame, Joints, Label, Mask
 
 Encode = Callable[[Tensor], Tensor]  # images uint8 [B, 3, H, W] → features [B, h, w, D], on any device
 Size = tuple[int, int]
+AHEAD = 2  # batches that are read while one is followed: all that is in memory are these
 
 
 def follow_mask(
@@ -44,7 +48,7 @@ def follow_mask(
 ) -> Iterator[Mask]:
     """RGB frames [H, W, 3] and the first one's mask [H', W'] → the masks [H', W'] of the others in turn.
 
-    Frames are read one batch ahead at most, and each is encoded once. `oracle`: true masks by frame, which a control
+    A thread reads `AHEAD` batches ahead, and each frame is encoded once. `oracle`: true masks by frame, which a control
     puts into the context (`evaluation.controls`). void: a label that is not followed. affinity: in place of cosines.
 
     later: masks of objects that start in later frames. Those that start together are followed together, from their
@@ -66,8 +70,8 @@ def follow_mask(
         groups.append((start, values, _follow(video, stream, mask, to_patches, protocol, known, affinity)))
     if len(groups) == 1:
         _, values, softs = groups[0]
-        for soft in softs:
-            yield patches_to_mask(soft, values, video.size, shape, protocol)
+        for winner in _on_host(winners(soft, video.size, protocol) for soft in softs):
+            yield resize_labels(values[winner], shape)
         return
     for index in count(1):
         found = [(values, next(softs, None)) for start, values, softs in groups if start < index]
@@ -77,6 +81,24 @@ def follow_mask(
         mask = _merged(found, video.size, shape, protocol)
         given = starts.get(index)
         yield mask if given is None else np.where(given > 0, given, mask)
+
+
+def _on_host(tensors: Iterable[Tensor]) -> Iterator[NDArray[Any]]:
+    """The tensors as arrays, in order; while a GPU makes and copies one, it is already given the work of the next."""
+    coming: deque[tuple[Tensor, Any]] = deque()
+    for tensor in tensors:
+        copied = tensor.to("cpu", non_blocking=tensor.is_cuda)
+        coming.append((copied, torch.cuda.current_stream().record_event() if tensor.is_cuda else None))
+        if not tensor.is_cuda or len(coming) > 1:
+            yield _arrived(*coming.popleft())
+    for pair in coming:
+        yield _arrived(*pair)
+
+
+def _arrived(copied: Tensor, event: Any) -> NDArray[Any]:
+    if event is not None:
+        event.synchronize()
+    return copied.numpy()
 
 
 def _merged(found: Sequence[tuple[Mask, Any]], size: Size, shape: Size, protocol: Protocol) -> Mask:
@@ -138,7 +160,14 @@ class _Encoded:
 @torch.no_grad()
 def encode_frames(frames: Iterable[Frame], encode: Encode, size: Size, batch: int = 1) -> Iterator[Tensor]:
     """RGB frames [H, W, 3], brought to a size (height, width) → the features [h, w, D] of each, computed as they are
-    asked for. Raises InputError for a frame of another size than the first."""
+    asked for, while a thread reads and resizes `AHEAD` batches more. Raises InputError for a frame of another size than
+    the first."""
+    for images in ahead(_batches(frames, size, batch), AHEAD):
+        yield from encode(images)
+
+
+def _batches(frames: Iterable[Frame], size: Size, batch: int) -> Iterator[Tensor]:
+    """Images uint8 [B, 3, H, W] at a size, in pinned memory where there is a GPU to copy them to."""
     stream, first = iter(frames), None
     while chunk := list(islice(stream, batch)):
         first = first or chunk[0].shape[:2]
@@ -146,9 +175,8 @@ def encode_frames(frames: Iterable[Frame], encode: Encode, size: Size, batch: in
             if frame.shape[:2] != first:
                 sizes = ["×".join(map(str, shape)) for shape in (frame.shape[:2], first)]
                 raise InputError(f"a frame of {sizes[0]} follows one of {sizes[1]}: all must be alike")
-        yield from encode(
-            torch.from_numpy(np.stack([resize_frame(frame, size) for frame in chunk])).permute(0, 3, 1, 2)
-        )
+        images = torch.from_numpy(np.stack([resize_frame(frame, size) for frame in chunk]))
+        yield (images.pin_memory() if torch.cuda.is_initialized() else images).permute(0, 3, 1, 2)
 
 
 def _follow(

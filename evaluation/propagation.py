@@ -10,7 +10,7 @@ C all candidates of a tile, D width, M labels (background included), k the proto
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from math import ceil, floor, inf, isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ of the target [h, w, D] and of the context [F, h, w, D] → [F, h, w, h, w], the
 BUDGETS = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 STARTS = {"cpu": 22, "cuda": 4096}
 COPYING = 25
+# Ties are looked for everywhere on a GPU: that costs less there than to wait for where they are.
+LOOK_AT_ALL = {"cpu": False, "cuda": True}
 
 
 class Block(NamedTuple):
@@ -82,7 +84,7 @@ def propagate(
         return values.transpose(0, 1) if turned else values
 
     def prepared(frame: Tensor) -> Tensor:
-        return frame if affinity else F.normalize(turn(frame), dim=-1)
+        return frame.float() if affinity else F.normalize(turn(frame).float(), dim=-1).to(frame.dtype)
 
     shape, frame, first = frame.shape, prepared(frame), turn(first)
     n = protocol.context
@@ -181,13 +183,13 @@ def _candidates(
     if context.far:
         counts = None
         if context.near:
-            inside = _inside(tile, (slice(0, h), slice(0, w)), protocol, device)
-            counts = (context.far + context.near * inside.float())[None]
+            barrier = _barrier(*_axes(tile, (slice(0, h), slice(0, w))), protocol.radius, protocol.shape, device)
+            near = torch.ones(1, 1, device=device) if barrier is None else (barrier == 0).float()
+            counts = (context.far + context.near * near)[None]
         similarity = similarities(slice(0, 1), slice(None), slice(None))
         blocks, begin = [Block(similarity, place[:1].flatten(1), None, counts)], 1
     if begin < frames:
-        allowed = _inside(tile, (rows, columns), protocol, device)
-        barrier = None if allowed.all() else torch.zeros(allowed.shape, device=device).masked_fill_(~allowed, -inf)
+        barrier = _barrier(*_axes(tile, (rows, columns)), protocol.radius, protocol.shape, device)
         counts = None
         if not begin and context.near > 1:
             counts = torch.ones(frames, 1, 1, device=device)
@@ -240,22 +242,31 @@ def _mix(blocks: list[Block], labels: Tensor, protocol: Protocol) -> Tensor:
         taken = torch.minimum(often, (k - before).clamp(min=0))
         return _weighted(((values - best) / protocol.temperature).exp() * taken, labels, sources)
     last = values.masked_fill(before >= k, inf).amin(1, keepdim=True)  # the k-th value [T, 1]
+    if LOOK_AT_ALL.get(values.device.type, True) and C > k:
+        return _cut(blocks, labels, best, last, protocol, slice(None))
     kept = ((values - best) / protocol.temperature).exp() * often * (values >= last)
     mixed = _weighted(kept, labels, sources)
-    tied = ((values[:, -1:] == last) & (last > -inf)).squeeze(1) if C > k else torch.zeros(0, dtype=torch.bool)
-    if tied.any():  # more may reach the k-th value than were looked at: these targets look at all
-        total = mixed.new_zeros(1)
-        mixed[tied] = 0
-        for similarity, places, barrier, counts in blocks:
-            rows = similarity[:, tied] if barrier is None else similarity[:, tied] + barrier[tied]  # [F, tied, S]
-            weights = ((rows - best[tied]) / protocol.temperature).exp() * (rows >= last[tied])
-            if counts is not None:
-                weights *= counts.expand_as(similarity)[:, tied]
-            weights = weights.transpose(0, 1).flatten(1)
-            mixed[tied] += weights @ labels[places.flatten()]
-            total = total + weights.sum(1, keepdim=True)
-        mixed[tied] /= total
+    if C > k:  # more may reach the k-th value than were looked at
+        tied = ((values[:, -1:] == last) & (last > -inf)).squeeze(1)
+        if tied.any():
+            mixed[tied] = _cut(blocks, labels, best, last, protocol, tied)
     return mixed
+
+
+def _cut(
+    blocks: list[Block], labels: Tensor, best: Tensor, last: Tensor, protocol: Protocol, targets: Tensor | slice
+) -> Tensor:
+    """For targets of a tile, the mean of the labels of *all* candidates that reach the k-th value, `last` [T, 1]."""
+    mixed, total = labels.new_zeros(1), labels.new_zeros(1)
+    for similarity, places, barrier, counts in blocks:
+        rows = similarity[:, targets] if barrier is None else similarity[:, targets] + barrier[targets]  # [F, T, S]
+        weights = ((rows - best[targets]) / protocol.temperature).exp() * (rows >= last[targets])
+        if counts is not None:
+            weights *= counts.expand_as(similarity)[:, targets]
+        weights = weights.transpose(0, 1).flatten(1)
+        mixed = mixed + weights @ labels[places.flatten()]
+        total = total + weights.sum(1, keepdim=True)
+    return mixed / total
 
 
 def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -303,22 +314,37 @@ def _weighted(weights: Tensor, labels: Tensor, places: Tensor) -> Tensor:
     return torch.bmm(weights[:, None], labels[places]).squeeze(1)
 
 
-def _inside(
-    targets: tuple[slice, slice], sources: tuple[slice, slice], protocol: Protocol, device: torch.device
-) -> Tensor:
-    """Whether the sources of one rectangle lie within the radius of the targets of another: [T, S]."""
-    down, across = (
-        (torch.arange(t.start, t.stop, device=device)[:, None] - torch.arange(s.start, s.stop, device=device)).abs()
-        for t, s in zip(targets, sources, strict=True)
-    )  # [rows of targets, rows of sources] and the same of columns
-    if protocol.radius == 0:
-        inside = torch.ones(*down.shape, *across.shape, dtype=torch.bool, device=device)
-    elif protocol.shape == "square":
-        inside = (down <= protocol.radius)[:, :, None, None] & (across <= protocol.radius)
-    else:
-        squares = down.square().float()[:, :, None, None] + across.square().float()
-        inside = squares <= protocol.radius**2 if protocol.shape == "circle" else squares < protocol.radius**2
-    return inside.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+class Axis(NamedTuple):
+    """Targets and sources along one side of the grid: how many, and where among the sources the first target lies."""
+
+    targets: int
+    sources: int
+    begin: int
+
+
+def _axes(targets: tuple[slice, slice], sources: tuple[slice, slice]) -> Iterator[Axis]:
+    return (Axis(t.stop - t.start, s.stop - s.start, t.start - s.start) for t, s in zip(targets, sources, strict=True))
+
+
+@lru_cache(maxsize=32)  # about as many as the tiles of a frame; each is smaller than the similarities of its tile
+def _barrier(down: Axis, across: Axis, radius: float, shape: str, device: torch.device) -> Tensor | None:
+    """[T, S]: 0 where sources lie within the radius of targets, −∞ elsewhere; None where all lie within it."""
+
+    def within(rows: Any, columns: Any) -> Any:
+        if shape == "square":
+            return (rows <= radius) & (columns <= radius)
+        return rows**2 + columns**2 <= (floor(radius**2) if shape == "circle" else ceil(radius**2) - 1)
+
+    if radius == 0 or within(*(max(a.begin + a.targets - 1, a.sources - 1 - a.begin) for a in (down, across))):
+        return None
+    rows, columns = (
+        (
+            torch.arange(a.begin, a.begin + a.targets, device=device)[:, None] - torch.arange(a.sources, device=device)
+        ).abs()
+        for a in (down, across)
+    )  # [targets, sources] along each side
+    inside = within(rows[:, :, None, None], columns).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    return torch.zeros(inside.shape, device=device).masked_fill_(~inside, -inf)
 
 
 def _reach(protocol: Protocol) -> int:

@@ -10,7 +10,9 @@ evaluate(davis, feature_source("timm:vit_small_patch16_224.dino"), davis.protoco
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from common.errors import InputError
@@ -21,7 +23,8 @@ from evaluation.pictures import WriteVideo
 from evaluation.protocols import Protocol
 from evaluation.ranks import divide, place, wait_for_all
 from evaluation.results import Store, digest, peak_memory
-from evaluation.videos import Video
+from evaluation.threads import Stoppable, finished
+from evaluation.videos import Label, Video
 
 Report = Callable[[str], None]
 
@@ -35,21 +38,32 @@ def records(
     batch: int = 1,
     store: Store | None = None,
 ) -> Iterator[Record]:
-    """Follow the labels of each video and score them: its record. What `store` holds is not followed again."""
-    for video in videos:
+    """Follow the labels of each video and score them: its record. What `store` holds is not followed again.
+
+    Threads score and write videos while the next one is followed: the labels of `threads.WORKERS` + 1 videos are in
+    memory at most.
+    """
+    ended = Event()
+
+    def follow(video: Video) -> Callable[[], Record]:
         record = store.record(video) if store else None
-        if record is None:
-            video.check()
-            start = time.perf_counter()
-            results = list(benchmark.follow(video, source, protocol, batch=batch))
-            seconds = time.perf_counter() - start
-            record = dict(
-                video=video.name, frames=len(video), first=digest(video.first), seconds=seconds,
-                memory=peak_memory(), scores=benchmark.score(video, results),
-            )  # fmt: skip
-            if store:
-                store.keep(video, results, record)
-        yield record
+        if record is not None:
+            return lambda: record
+        video.check()
+        start = time.perf_counter()
+        results = Stoppable(benchmark.follow(video, source, protocol, batch=batch), ended)
+        return partial(finish, video, results, time.perf_counter() - start)
+
+    def finish(video: Video, results: Sequence[Label], seconds: float) -> Record:
+        record = dict(
+            video=video.name, frames=len(video), first=digest(video.first), seconds=seconds,
+            memory=peak_memory(), scores=benchmark.score(video, results),
+        )  # fmt: skip
+        if store:
+            store.keep(video, results, record)
+        return record
+
+    return finished(map(follow, videos), ended)
 
 
 def score_results(
@@ -62,28 +76,26 @@ def score_results(
 ) -> "Result":
     """Score what any method left in the folder `results`, in the layout of `Benchmark.export`; no features involved.
 
-    Prints a line of each video and the row, and writes results.json and the files of the official tool into `out`,
-    which must be empty or not exist.
+    Threads share the videos. Prints a line of each video and the row, and writes results.json and the files of the
+    official tool into `out`, which must be empty or not exist.
     """
     videos = list(benchmark.videos(names))
     key = dict(benchmark=benchmark.key(), results=str(results))
     store = Store(benchmark, key, videos, out, None, False, None)
     line = _table(benchmark, videos, report)
-    found: list[Record] = []
-    for video in videos:
+    ended = Event()
+
+    def score(video: Video) -> Record:
         video.check()
         start = time.perf_counter()
-        scores = benchmark.score(video, benchmark.imported(Path(results), video))
-        found.append(
-            dict(
-                video=video.name,
-                frames=len(video),
-                seconds=time.perf_counter() - start,
-                memory=peak_memory(),
-                scores=scores,
-            )
-        )
-        line(found[-1])
+        scores = benchmark.score(video, Stoppable(benchmark.imported(Path(results), video), ended))
+        seconds = time.perf_counter() - start
+        return dict(video=video.name, frames=len(video), seconds=seconds, memory=peak_memory(), scores=scores)
+
+    found: list[Record] = []
+    for record in finished((partial(score, video) for video in videos), ended):
+        found.append(record)
+        line(record)
     row = benchmark.row({record["video"]: record["scores"] for record in found})
     report(final_row(row))
     store.finish(f"scored: {results}", row, final_row(row), found)
@@ -136,6 +148,7 @@ def evaluate(
     store = Store(benchmark, key, videos, out, export, pictures or write_video is not None, write_video)
     rank, world = place() if out is not None else (0, 1)
     part = f"; the first {frames} frames of each video" if frames else ""
+    part += "; matrix products in TF32" if (settings or {}).get("tf32") else ""
     heading = f"{source.name}; {benchmark.heading(protocol)}{part}"  # stands beside every number
     if rank == 0:
         report(heading)

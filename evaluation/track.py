@@ -1,7 +1,7 @@
 """Anyone's own objects through anyone's own frames: marks to a first mask, and each frame beside its mask."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -19,11 +19,11 @@ POINT_RADIUS = 1 / 20  # of the frame's short side: reaches the centre of a squa
 
 def track(
     frames: Iterable[Frame], first: Mask, source: Source, protocol: Protocol, *, batch: int = 1
-) -> Iterator[tuple[Frame, Mask]]:
+) -> Generator[tuple[Frame, Mask], None, None]:
     """RGB frames [H, W, 3] and the first one's mask [H, W] → each frame with its mask, the first pair included.
 
-    No more than a batch of frames is held. Raises InputError for a mask of another size, an empty one, and an object
-    that is too small to be seen on the patch grid.
+    No more than the batches that are read ahead are held. Raises InputError for a mask of another size, an empty one,
+    and an object that is too small to be seen on the patch grid.
     """
     stream = iter(frames)
     opening = next(stream, None)

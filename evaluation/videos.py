@@ -129,7 +129,7 @@ def mask_video(
         if file is None:
             return None
         mask = read_mask(file)
-        check_size(mask.shape, read_frame(paths[index]).shape, paths[index], file)
+        check_size(mask.shape, picture_size(paths[index]), paths[index], file)
         return change(mask)
 
     def check() -> None:
@@ -254,6 +254,12 @@ def _check_mode(picture: Image.Image, path: Path) -> None:
     if picture.mode not in ("1", "P", "L", "LA") and not picture.mode.startswith("I"):
         what = "32-bit" if picture.mode == "F" else f"a colour picture ({picture.mode})"
         raise InputError(f"{path} is {what}; expected a mask whose pixel is the label: a palette PNG or a grey one")
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """The shape (height, width) that a picture's header tells."""
+    picture = _open(path, load=False)
+    return picture.height, picture.width
 
 
 def _mask_size(path: Path) -> tuple[int, int]:

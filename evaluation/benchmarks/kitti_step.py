@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from common.errors import InputError
 from evaluation.benchmark import Benchmark, Scores, percent
 from evaluation.protocols import Protocol
-from evaluation.videos import Label, Video, check_size, pictures_in, read_frame, select, visible
+from evaluation.videos import Label, Video, check_size, picture_size, pictures_in, read_frame, select, visible
 
 Ids = NDArray[np.int64]
 
@@ -51,7 +51,7 @@ class KittiStep(Benchmark):
                 raise InputError(
                     f"{name}: {maps / name / paths[0].stem}.png does not exist, the map of the first picture"
                 )
-            check_size(first.shape, read_frame(paths[0]).shape, paths[0], maps / name / f"{paths[0].stem}.png")
+            check_size(first.shape, picture_size(paths[0]), paths[0], maps / name / f"{paths[0].stem}.png")
             yield Video(name, paths, first, label, (self.data,))
 
     def follow(self, video: Video, by: Any, protocol: Protocol, *, batch: int = 1) -> Iterator[Label]:

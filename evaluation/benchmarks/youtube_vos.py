@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import InputError
 from common.files import read_text
 from evaluation.benchmark import LateObjects
-from evaluation.videos import Mask, Video, check_size, expecting, pictures_in, read_frame, read_mask, select
+from evaluation.videos import Mask, Video, check_size, expecting, picture_size, pictures_in, read_mask, select
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class YouTubeVOS(LateObjects):
             if not file.exists():
                 return None
             mask = read_mask(file)
-            check_size(mask.shape, read_frame(paths[index]).shape, paths[index], file)
+            check_size(mask.shape, picture_size(paths[index]), paths[index], file)
             return mask
 
         starts: dict[int, list[int]] = {}

@@ -300,7 +300,7 @@ def test_a_folder_holds_one_track(clip, tmp_path, capsys):
     assert main([*words, "--points", "30,20,1"]) == 0
 
 
-def test_tracking_holds_a_batch_of_frames_at_most():
+def test_tracking_holds_a_few_batches_of_frames_at_most():
     class Frame(np.ndarray):
         """An array that can be counted."""
 
@@ -318,7 +318,7 @@ def test_tracking_holds_a_batch_of_frames_at_most():
     source = Source("pixels", lambda images: pixel_features(images, 4), 4)
     rules = protocol("dino", size="32x48", context=3)
     assert sum(1 for _ in track(frames(), first, source, rules, batch=2)) == 40
-    assert 3 <= max(alive) <= 7, alive  # two batches, and what the loops have in hand
+    assert 3 <= max(alive) <= 9, alive  # three batches, and what the loops have in hand
 
 
 def test_points_are_disks_of_a_twentieth_of_the_short_side():

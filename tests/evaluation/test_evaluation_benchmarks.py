@@ -2,15 +2,21 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import evaluation_speed, gpu_eval, plain_evaluation
+from cli.feature_sources import open_source
 from common.errors import InputError
+from evaluation.benchmarks.davis import Davis
 from evaluation.propagation import Context, propagate_step
 from evaluation.protocols import protocol
+from evaluation.run import evaluate
 
+ROOT = Path(__file__).parents[2]
 DAVIS = ["--sequence", "ant", "--frames", "5"]
 
 
@@ -83,15 +89,78 @@ def test_a_missed_demand_is_called_missed():
 def test_what_the_gpu_script_measures(small_davis, tmp_path):
     gpu_eval.main(["--smoke", "--data", str(small_davis), "--source", "pixels", "--out", str(tmp_path / "out")])
     result = json.loads((tmp_path / "out" / "gpu_eval.json").read_text())
-    (rows,) = result["models"].values()
-    assert {row["stage"] for row in rows} == set(gpu_eval.STAGES) and all(row["seconds"] > 0 for row in rows)
-    assert all(row["share"] > 0 for row in rows if row["stage"] != gpu_eval.STAGES[0])
+    stages, whole = ([row for row in result["rows"] if key in row] for key in ("stage", "data"))
+    assert [*dict.fromkeys(row["stage"] for row in stages)] == [*gpu_eval.STAGES]
+    assert all(row["seconds"] > 0 for row in stages)
+    assert all(row["share"] > 0 for row in stages if row["stage"] not in gpu_eval.HOST)
     if result["device"].startswith("CPU"):
-        assert result["whole"]["rows"].keys() == {"float32"}
-    row = result["whole"]["rows"]["float32"]
-    assert row["frames"] == 4 + 4 + 4 and 0 < row["J&F"] <= 100
+        assert [(row["data"], row["format"]) for row in whole] == [("DAVIS 2016", "float32"), ("DAVIS 2017", "float32")]
+    assert all(row["frames"] == 4 + 4 + 4 and 0 < row["points"] <= 100 and len(row["each"]) == 3 for row in whole)
     text = (tmp_path / "out" / "gpu_eval.txt").read_text()
     assert "of the roofline" in text and "frames/s" in text and "left out" not in text
+    with Image.open(tmp_path / "out" / "gpu_eval.png") as picture:
+        assert picture.width > 500
+
+
+def test_without_data_the_gpu_script_makes_sequences(tmp_path):
+    root = gpu_eval.synthetic_davis(tmp_path, replace(gpu_eval.SMOKE, frames=3), sequences=2)
+    for year in (2016, 2017):
+        videos = list(gpu_eval.Davis(root, year).videos())
+        assert [len(video) for video in videos] == [3, 3] and all(video.first.any() for video in videos)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_half_precision_costs_no_tenth_of_a_point(tmp_path):
+    davis = Davis(gpu_eval.synthetic_davis(tmp_path, gpu_eval.Settings()))
+    rules = davis.protocol("dino", size="short240")
+    found = [
+        100 * evaluate(davis, open_source("siammae_micro", ROOT, "cuda", half), rules, batch=8).row["J&F-Mean"]
+        for half in (False, True)
+    ]
+    assert abs(found[0] - found[1]) <= gpu_eval.MOST_POINTS
+
+
+class Clock:
+    """Each look at it costs a while; after so many it fails, as a kill does."""
+
+    def __init__(self, cost=0.0, looks=10**9):
+        self.now, self.cost, self.looks = 0.0, cost, looks
+
+    def __call__(self):
+        self.now, self.looks = self.now + self.cost, self.looks - 1
+        if self.looks < 0:
+            raise KeyboardInterrupt
+        return self.now
+
+
+@pytest.mark.parametrize("cost", [0.05, 1.0, 4.0])
+def test_the_gpu_script_ends_in_time_however_slow_all_is(cost, small_davis, tmp_path):
+    """The fake clock makes each call of anything so slow."""
+    clock, settings = Clock(cost), replace(gpu_eval.Settings(), models=("tiny/16",), size=(96, 144), context=2,
+                                           product=16, copy=16, frames=3)  # fmt: skip
+    file = tmp_path / "gpu_eval.json"
+    run = gpu_eval.start(settings, torch.device("cpu"), file, clock=clock)
+    result = gpu_eval.measure(run, settings, small_davis, "pixels")
+    assert clock.now - run.begin < settings.budget + 8 * cost
+    assert settings.budget <= 180  # the two scripts of the first GPU hour have eight minutes together
+    assert json.loads(file.read_text()) == json.loads(json.dumps(result))
+    whole = cost < 4
+    assert (len(result["rows"]) == len(gpu_eval.HOST) + 4 + 2) == whole and (result["left_out"] == []) == whole
+
+
+def test_killed_midway_the_file_holds_the_rows_that_were_finished(small_davis, tmp_path):
+    seen = []
+    for looks in (60, 90):
+        file = tmp_path / f"{looks}.json"
+        clock = Clock(0.004, looks)
+        run = gpu_eval.start(gpu_eval.SMOKE, torch.device("cpu"), file, clock=clock)
+        with pytest.raises(KeyboardInterrupt):
+            gpu_eval.measure(run, gpu_eval.SMOKE, small_davis, "pixels")
+        rows = json.loads(file.read_text())["rows"]
+        assert rows == run.result["rows"]
+        seen.append([row["stage"] for row in rows])
+    assert 0 < len(seen[0]) < len(seen[1]) and seen[1][: len(seen[0])] == seen[0]
 
 
 def test_the_least_arithmetic_is_that_of_the_pairs_that_take_part():
@@ -99,7 +168,7 @@ def test_the_least_arithmetic_is_that_of_the_pairs_that_take_part():
     places = [(y, x) for y in range(6) for x in range(5)]
     near = sum((y - v) ** 2 + (x - u) ** 2 < 2.3**2 for y, x in places for v, u in places)
     assert gpu_eval.pairs(settings) == 30 * 30 + 4 * near
-    flops, _ = gpu_eval.needs(settings, "tiny/16", gpu_eval.STAGES[2], 4)
+    flops, _ = gpu_eval.needs(settings, "tiny/16", "affinity, labels", 4)
     assert flops == 2 * 48 * gpu_eval.pairs(settings)
 
 
@@ -112,19 +181,15 @@ def test_the_arithmetic_of_features_is_what_is_counted():
     assert gpu_eval.needs(settings, "tiny/16", "features", 4)[0] == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
-def test_without_time_it_says_what_it_left_out(small_davis):
-    settings = replace(gpu_eval.SMOKE, budget=-1)
-    result = gpu_eval.measure(settings, torch.device("cpu"), small_davis, "pixels")
-    assert result["left_out"] == ["tiny/16", "the sequences of DAVIS"] and "left out" in gpu_eval.table(result)
-
-
 def test_16_bits_that_differ_too_much_are_called_missed():
-    row = {"J&F": 50.0, "seconds": 1.0, "frames": 5, "frames_a_second": 5.0, "lines": []}
-    whole = {"source": "x", "protocol": "paper", "rows": {"float32": row}, "points between formats": 0.2}
-    result = {"device": "", "torch": "", "total": 1, "rates": {"bytes": 1e9}, "models": {}, "left_out": []}
-    result["settings"] = {"size": (480, 880), "context": 20}
-    assert "MISSED" in gpu_eval.table({**result, "whole": whole})
-    assert "MISSED" not in gpu_eval.table({**result, "whole": {**whole, "points between formats": 0.1}})
+    head = {"device": "", "torch": "", "protocol": "", "seconds": 1, "rates": {"bytes": 1e9}, "nominal": {}}
+    row = {"data": "DAVIS 2016", "source": "x", "sequences": 2, "of": 3, "frames": 5, "seconds": 1, "points": 50.0,
+           "frames_a_second": 5.0}  # fmt: skip
+    exact = {**row, "format": "float32", "each": {"a": 40.0, "b": 60.0}}
+    for other, verdict in (({"a": 40.3, "c": 0.0}, True), ({"a": 40.1, "b": 60.09}, False)):
+        result = {**head, "left_out": [], "rows": [{**row, "format": "float16", "each": other}, exact]}
+        assert ("MISSED" in gpu_eval.table(result)) == verdict
+        assert "DAVIS 2016, float16 differs" in gpu_eval.table(result)
 
 
 def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):

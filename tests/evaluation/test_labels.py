@@ -15,6 +15,7 @@ from evaluation.labels import (
     patches_to_mask,
     resize_labels,
     stretch,
+    winners,
 )
 from evaluation.protocols import protocol
 
@@ -50,6 +51,15 @@ def test_nearest_masks_are_hard():
     soft, values = mask_to_patches(mask, (2, 3), (999, 999), protocol("dino"))
     np.testing.assert_array_equal(values[soft.argmax(-1)], [[3, 0, 0], [0, 0, 3]])
     assert set(soft.unique().tolist()) == {0, 1}
+
+
+def test_the_first_of_equals_wins():
+    soft = torch.tensor([[[0.2, 0.4, 0.4], [0.5, 0.5, 0.0]], [[0.0, 0.0, 0.0], [0.1, 0.2, 0.7]]])
+    for name in ("paper", "dinov3"):
+        found = winners(soft, (2, 2), protocol(name))
+        assert found.dtype == torch.uint8 and found.tolist() == [[1, 0], [0, 2]]
+    many = torch.randint(0, 3, (300, 7, 40), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(winners(many, (300, 7), protocol("dinov3")), many.argmax(-1).to(torch.uint8))
 
 
 @pytest.mark.parametrize("name", ["paper", "rsp", "dino"])

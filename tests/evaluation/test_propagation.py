@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import InputError
 from evaluation import propagation
+from evaluation.labels import winners
 from evaluation.propagation import Context, propagate, propagate_step, tiles, top
 from evaluation.protocols import NAMED as PROTOCOLS
 from evaluation.protocols import protocol
@@ -298,7 +301,72 @@ def test_a_wide_video_with_30_context_frames_and_10_objects_fits_into_3_gb(shape
     assert float(result.stdout) < 3  # a dense affinity alone would take 9.2
 
 
+@pytest.mark.parametrize("shape", ["square", "circle", "disk"])
+def test_the_barrier_is_that_of_the_distances_whatever_the_rectangles(shape):
+    limit = {"square": lambda y, x, r: max(y, x) <= r, "circle": lambda y, x, r: y * y + x * x <= r * r}
+    limit["disk"] = lambda y, x, r: y * y + x * x < r * r
+    for radius in (0, 1, 2, 2.5, 5, 5**0.5):
+        for rows, sources in (((1, 3), (0, 5)), ((4, 6), (2, 6)), ((2, 3), (2, 3))):
+            tile, near = (slice(*rows), slice(3, 4)), (slice(*sources), slice(1, 6))
+            places = [[(y, x) for y in range(a.start, a.stop) for x in range(b.start, b.stop)] for a, b in (tile, near)]
+            inside = [[radius == 0 or limit[shape](abs(y - v), abs(x - u), radius) for v, u in places[1]]
+                      for y, x in places[0]]  # fmt: skip
+            found = propagation._barrier(*propagation._axes(tile, near), radius, shape, torch.device("cpu"))
+            assert found is None if np.all(inside) else torch.equal(found == 0, torch.tensor(inside))
+            assert found is None or (found[~torch.tensor(inside)] == -math.inf).all()
+
+
+@pytest.mark.parametrize("distinct", [2, 1000])
+@pytest.mark.parametrize(("near", "far"), [(1, 0), (3, 0), (2, 1), (0, 1)])
+def test_to_look_for_ties_everywhere_changes_nothing(distinct, near, far, monkeypatch):
+    """What a GPU does; with two kinds of features nearly all is a tie."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = F.normalize(torch.randn(distinct, 8, generator=generator), dim=-1)
+    features = kinds[torch.randint(distinct, (5, 6, 5), generator=generator)]
+    context = Context(features[:4], torch.rand(4, 6, 5, 3, generator=generator), near, far)
+    rules = protocol("dino", radius=2, top_k=4)
+    expected = propagate_step(features[4], context, rules)
+    monkeypatch.setitem(propagation.LOOK_AT_ALL, "cpu", True)
+    close(propagate_step(features[4], context, rules), expected, atol=1e-6)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a fake GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, function.overloadpacket.__name__
+        kinds = {x.device.type for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, torch.Tensor)}
+        if "cuda" in kinds and name in {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"}:
+            self.found.append(name)
+        if name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            self.found.append(f"{name} by bool")
+        if name == "_to_copy" and {"cpu"} == kinds and "cuda" in str(kwargs.get("device")):
+            self.found.append("a copy")
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_step_waits_for_nothing_on_a_gpu(name):
+    rules = protocol(name, context=3, radius=2)
+    propagation._barrier.cache_clear()
+    try:
+        with FakeTensorMode():
+            for dtype in (torch.float32, torch.float16):
+                frames = torch.empty(6, 9, 7, 16, device="cuda", dtype=dtype)
+                with Waits() as waits:
+                    *_, soft = propagate(frames, torch.empty(9, 7, 3, device="cuda"), rules)
+                    winner = winners(soft, (144, 112), rules)
+                assert winner.device.type == "cuda" and winner.dtype == torch.uint8 and waits.found == []
+    finally:
+        propagation._barrier.cache_clear()
+
+
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_gpu_gives_the_same(name, within):
     features, first = random_video(6, h=30, w=55, D=64)
