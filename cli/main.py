@@ -31,6 +31,7 @@ COMMANDS = {
     "data prepare": "rewrite videos as JPEG folders, packed shards or short-GOP files",
     "data inspect": "a picture of frame pairs with their gaps",
     "zoo": "the models that ship in checkpoints/: measure them again, or make a small file of a run",
+    "study": "what each choice of the recipe is worth, in small: many short runs and a report",
     "learn": "train the micro preset and compare it with copying on held-out videos",
     "demo": "execute SiamMAE.ipynb into a page",
 }

@@ -133,11 +133,11 @@ def make_cells(base: RunConfig, grid: Grid, about: Any = None) -> list[Cell]:
             config.shares(1)
         except InputError as error:
             raise InputError(f"the cell with {describe(settings)} is refused: {error}") from None
-        cells.append(Cell(settings, config, _prefix(base, config, about)))
+        cells.append(Cell(settings, config, prefix_of(base, config, about)))
     return cells
 
 
-def _prefix(base: RunConfig, config: RunConfig, about: Any) -> str:
+def prefix_of(base: RunConfig, config: RunConfig, about: Any) -> str:
     """What differs from the preset, for people, and a checksum of all that decides the numbers."""
     deciding = {name: value for name, value in config.flat().items() if name not in FREE}
     changed = [f"{name}-{value}" for name, value in deciding.items() if value != base.flat()[name]]

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,18 +52,20 @@ def run_jobs(
     stop: StopSignals,
     *,
     keep_open: int | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Generator[tuple[int, int, float], None, None]:
     """Run jobs, one at a time in each environment, and yield (which, exit code, seconds) as they end; `close` kills.
 
     When `stop` has received a signal no further job begins and the running ones get SIGTERM, so that they can save;
-    they are yielded too. keep_open: a file descriptor that the programs inherit.
+    they are yielded too. Nor does one begin once `enough` is true. keep_open: a file descriptor that the programs
+    inherit.
     """
     waiting, running = list(range(len(jobs)))[::-1], dict[int, _Running]()
     asked = False
     try:
-        while running or (waiting and not stop.received):
+        while running or (waiting and not stop.received and not enough()):
             for slot, environment in enumerate(environments):
-                if slot not in running and waiting and not stop.received:
+                if slot not in running and waiting and not stop.received and not enough():
                     k = waiting.pop()
                     running[slot] = _Running(k, start(jobs[k], environment, keep_open), time.monotonic())
             if stop.received and not asked:

@@ -97,10 +97,11 @@ def motion_numbers(model: Model, shifts: Iterable[MotionPairs]) -> dict[str, Num
     table = {}
     for name, test in motion_report(model, list(shifts), mask_ratios=[0.75]).items():
         layers = test["attention"]["f2 visible"]
-        last = [layer for layer in layers if layer.startswith("layer")][-1]
-        errors, hits = test["errors"]["0.75"], layers[last]["mean"]
+        errors = test["errors"]["0.75"]
         table[name] = {name: errors[name] for name in ("model", "copy", "copy × factor", "mean")}
-        table[name] |= {"exact hits": hits["exact"], "within a patch": hits["near"]}
+        for last in [layer for layer in layers if layer.startswith("layer")][-1:]:  # a joint decoder has none
+            hits = layers[last]["mean"]
+            table[name] |= {"exact hits": hits["exact"], "within a patch": hits["near"]}
     return table
 
 
