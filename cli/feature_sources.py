@@ -19,7 +19,7 @@ def open_source(name: str, root: Path, device: str, half: bool) -> "Tracker":
 
 
 def _features(name: str, root: Path, **options: Any) -> "Source":
-    from evaluation.features import SOURCES, Kind, feature_source, model_source, names
+    from evaluation.features import SOURCES, Kind, centred, feature_source, model_source, names
     from mae.formats import load_encoder, split_options
     from ml.checkpoints import find_checkpoint, load_model
     from ml.foreign import is_foreign
@@ -31,6 +31,7 @@ def _features(name: str, root: Path, **options: Any) -> "Source":
         "jax": Kind("FILE", _jax),
         "settled": Kind("FILE[@SOURCE]", partial(_settled, root)),
         "decoder": Kind("RUN", partial(_decoder, root)),
+        "centred": Kind("SOURCE", lambda inner, **keywords: centred(_features(inner, root, **keywords))),
     }
     if name.partition(":")[0] in {**SOURCES, **own}:
         return feature_source(name, more=own, **options)

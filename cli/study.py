@@ -21,19 +21,20 @@ SHIFT = 8  # pixels
 
 
 def main(
-    data: Path,
-    held_out: Path,
+    data: Path | None = None,
+    held_out: Path | None = None,
     davis: Path | None = None,
     out: Path = Path("runs/study"),
     report: Path | None = None,
     hours: float = 7.0,
-    jobs: int = 0,
+    jobs: int | None = None,
     epochs: int = 3,
     preset: str = "micro",
     arms: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (0, 1, 2),
     weights: Path = WEIGHTS,
     cell: str = "",
+    results: Path | None = None,
 ) -> None:
     """Change one choice of a small run at a time, with three seeds each, and write what each is worth.
 
@@ -48,18 +49,24 @@ def main(
         out: folder of the runs, their scores, and the report
         report: Markdown file for the report; default: report.md in the folder. Its figures lie beside it
         hours: core-hours after which no further run begins, those of earlier calls included
-        jobs: runs at once; 0: one for each core
+        jobs: runs at once; default: one for each core
         epochs: epochs of a run, 4 visits to each video
         preset: the size of all runs
         arms: only these; default: all, the most telling ones first
         seeds: of each arm
         weights: where all runs but those from nothing start: an image MAE of the preset's size
         cell: run and score this one alone, such as base/0; for the processes of this command, and for clusters
+        results: write the report of this file, which an earlier call left beside its report; nothing is run
     """
     from dataset_loader import check_disjoint
     from dataset_loader.sources import open_source
-    from ml.study import ARMS, SEEDS, base_config, make_cell, read_scores
+    from ml.study import ARMS, base_config, make_cell, read_scores
 
+    page = report or out / "report.md"
+    if results is not None:
+        return _write(json.loads(results.read_text(encoding="utf-8")), page)
+    if data is None or held_out is None:
+        raise InputError("study takes --data VIDEOS and --held-out VIDEOS, or --results FILE of an earlier study")
     check_disjoint(data, held_out)
     names = [[Path(path).name for path in open_source(folder).names] for folder in (data, held_out)]
     base, about = base_config(preset, epochs), [names, weights.name]
@@ -75,32 +82,39 @@ def main(
         if not seed.isdecimal():
             raise InputError(f"cell is {cell!r}; expected an arm and a seed, such as base/0")
         return _run(made(arm, int(seed)), scores_of(made(arm, int(seed))), data, held_out, davis, out, weights)
-    if hours <= 0 or jobs < 0 or not seeds:
-        raise InputError(f"hours is {hours}, jobs {jobs}, seeds {seeds}; expected more than 0, at least 0, and some")
-    cells = [made(arm, seed) for arm in arms or ARMS for seed in seeds or SEEDS]
+    if not hours > 0:
+        raise InputError(f"hours is {hours}; expected more than 0")
+    cells = [made(arm, seed) for arm in arms or ARMS for seed in seeds]
     shared = dict(data=data, held_out=held_out, davis=davis, out=out, epochs=epochs, preset=preset, weights=weights)
 
     def done() -> list[dict[str, Any]]:
         return [scores for which in cells if (scores := read_scores(scores_of(which)))]
 
-    def spent() -> float:
-        return sum(run["scores"]["minutes"] + run["scores"]["scoring minutes"] for run in done()) / 60
-
-    stop = _go_on([c for c in cells if not scores_of(c).is_file()], shared, out, jobs, lambda: spent() >= hours)
-    if not done():
-        raise InputError(f"no run of the study is finished yet; what they say lies in {out / 'said'}/")
-    print(f"{len(done())} of {len(cells)} runs finished, {spent():.1f} core-hours")
+    left = [which for which in cells if not scores_of(which).is_file()]
+    stop, failed = 0, ""
+    if _core_hours(done()) < hours:
+        stop, failed = _go_on(left, shared, out, jobs, lambda: _core_hours(done()) >= hours)
+    runs = done()
+    if runs:
+        _write({"planned": len(cells), "hours": _core_hours(runs), "videos": len(names[0]), "runs": runs}, page)
     if stop == signal.SIGINT:
         raise KeyboardInterrupt
     if stop:
         raise SystemExit(128 + stop)
+    if failed:
+        raise InputError(f"{failed}; the same line tries it again")
 
 
-def _go_on(cells: list["Cell"], shared: dict[str, Any], out: Path, jobs: int, enough: Callable[[], bool]) -> int:
-    """Run the cells that are not finished; the number of the signal that ended it, or 0."""
-    import os
+def _core_hours(runs: list[dict[str, Any]]) -> float:
+    return sum(run["scores"]["minutes"] + run["scores"]["scoring minutes"] for run in runs) / 60
 
+
+def _go_on(
+    cells: list["Cell"], shared: dict[str, Any], out: Path, jobs: int | None, spent: Callable[[], bool]
+) -> tuple[int, str]:
+    """Run cells until the hours are spent: the number of the signal that ended it, or 0, and the last failure."""
     from cli.flags import flags
+    from dataset_loader.preparing.jobs import processes
     from ml.guards import StopSignals
     from ml.jobs import Job, alone, exit_reason, run_jobs
 
@@ -109,45 +123,59 @@ def _go_on(cells: list["Cell"], shared: dict[str, Any], out: Path, jobs: int, en
         name = f"{each.settings['arm']}/{each.settings['seed']}"
         line = ["study", *flags({**shared, "cell": name})]
         work.append(Job([sys.executable, "-m", "cli.main", *line], out / "said" / f"{each.prefix}.txt"))
-    at_once = jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else jobs or os.cpu_count() or 1
+    at_once = processes(jobs)
     out.mkdir(parents=True, exist_ok=True)
+    enough, failed = False, ""
     with StopSignals().watching() as stop, alone(out, stop) as held:
         print(f"{len(cells)} runs left, {at_once} at a time; what they say lies in {out / 'said'}/", flush=True)
-        alone_each = [{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}] * at_once
-        with closing(run_jobs(work, alone_each, stop, keep_open=held, enough=enough)) as ended:
+        one_core = [{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}] * at_once
+        with closing(run_jobs(work, one_core, stop, keep_open=held, enough=lambda: enough)) as ended:
             for k, code, seconds in ended:
-                name = f"{cells[k].settings['arm']}, seed {cells[k].settings['seed']}"
+                name, enough = f"{cells[k].settings['arm']}, seed {cells[k].settings['seed']}", spent()
                 said = "done" if code == 0 else "stopped" if stop.received else exit_reason(code, work[k].output)
+                failed = f"{name}: {said}" if code and not stop.received else failed
                 print(f"{name}: {said} ({seconds / 60:.1f} min)", flush=True)
-    return stop.received
+    return stop.received, failed
+
+
+def _write(study: dict[str, Any], page: Path) -> None:
+    """The report, and beside it its figure and the scores that it was made of."""
+    from ml.plots import save_figure
+    from ml.study_report import report, study_figure
+
+    figure = save_figure(study_figure(study["runs"]), page.with_suffix(".png"))
+    write_text(page.with_suffix(".json"), json.dumps(study, ensure_ascii=False) + "\n")
+    write_text(page, report(study, figure.name))
+    print(f"{len(study['runs'])} of {study['planned']} runs, {study['hours']:.1f} core-hours: {page}")
 
 
 def _run(cell: "Cell", scores: Path, data: Path, held_out: Path, davis: Path | None, out: Path, weights: Path) -> None:
     """Train one cell, or find it trained, and score it."""
+    import torch
+
     from cli.train import Arguments, Output, run
     from ml.checkpoints import find_checkpoint, load_model
-    from ml.study import NOTHING
+    from ml.SiamMAE import build_model
+    from ml.study import ARMS
     from ml.zoo import at_size
 
-    arm, begun = cell.settings["arm"], time.process_time()
-    name = run(
-        Arguments(
-            data=data,
-            weights=None if arm == NOTHING else weights,
-            resume="once",
-            config=cell.config,
-            output=Output(root=out, prefix=cell.prefix),
-            device="cpu",
-        )
-    )
+    config, arm, begun = cell.config, ARMS[cell.settings["arm"]], time.process_time()
+    start = weights if arm.weights else None
+    name, steps = None, 0
+    if arm.trained:
+        output = Output(root=out, prefix=cell.prefix)
+        name = run(Arguments(data, weights=start, resume="once", config=config, output=output, device="cpu"))
+        model, record = load_model(find_checkpoint(name, out))
+        steps = record["step"]
+    else:
+        torch.manual_seed(config.run.seed)
+        model = build_model(config.model.model, weights=str(start) if start else None, **config.model_arguments)
     trained = time.process_time()
-    path = find_checkpoint(name, out)
-    model, record = load_model(path)
-    model = at_size(model, cell.config.data.image_size)  # the weights that it started from may be of another one
-    found = score(model, held_out, davis, cell.config.data.second)
+    model = at_size(model, config.data.image_size)  # the weights that it started from may be of another one
+    found = score(model, held_out, davis, config.data.second)
     found["minutes"] = (trained - begun) / 60
     found["scoring minutes"] = (time.process_time() - trained) / 60
-    whole = {**cell.settings, "run": name, "steps": record.get("step"), "config": cell.config.flat(), "scores": found}
+    whole = {**cell.settings, "run": name, "steps": steps, "config": config.flat(), "scores": found}
     write_text(scores, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 

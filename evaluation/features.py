@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,18 @@ class Source:
         if self.affinity:
             raise InputError(f"{what} compares features by cosines, which those of {self.name} are not made for")
         return self
+
+
+def centred(source: Source) -> Source:
+    """A source with each frame's mean feature taken off: what all patches of a frame share says nothing of where one of
+    them goes, and makes all cosines alike."""
+    inner = source.compared_by_cosine("centring")
+
+    def encode(images: Tensor) -> Tensor:
+        features = inner.encode(images)
+        return features - features.mean(dim=(1, 2), keepdim=True)
+
+    return replace(inner, name=f"centred:{inner.name}", encode=encode)
 
 
 class Kind(NamedTuple):

@@ -17,29 +17,33 @@ from ml.ablation import Cell, prefix_of
 from ml.config import RunConfig
 from ml.presets import preset
 
-SEEDS = (0, 1, 2)
 BASE = "base"
-NOTHING = "from nothing"  # the one arm that does not start from the weights
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What an arm changes in the base's configuration, and the question that it belongs to."""
+    """What an arm changes in the base's configuration, and the question that it belongs to; whether it starts from the
+    weights, and whether it is trained at all."""
 
     question: str
     changes: Mapping[str, Any]
+    weights: bool = True
+    trained: bool = True
 
 
+_IMAGES = {"model": "mae_micro_patch8", "mask_ratio": 0.75}
 ARMS: dict[str, Arm] = {
+    "untrained": Arm("before training", {}, weights=False, trained=False),
+    "the weights to start from": Arm("before training", _IMAGES, trained=False),
     BASE: Arm("the paper's recipe in small", {}),
     "mask 75 %": Arm("mask ratio", {"mask_ratio": 0.75}),
     "mask 50 %": Arm("mask ratio", {"mask_ratio": 0.50}),
     "cross": Arm("decoder", {"decoder_kind": "cross"}),
     "joint decoder": Arm("decoder", {"decoder_kind": "joint"}),
-    "MAE": Arm("one frame", {"model": "mae_micro_patch8", "mask_ratio": 0.75}),
+    "MAE": Arm("one frame", _IMAGES),
     "crops": Arm("pairing", {"pairing": "crops"}),
     "mixed": Arm("pairing", {"pairing": "mixed:video=1,video_shifted=1,jittered=1"}),
-    NOTHING: Arm("weights", {}),
+    "from nothing": Arm("weights", {}, weights=False),
     "joint encoder": Arm("encoder", {"encoder_kind": "joint"}),
     "2 futures": Arm("futures", {"futures": 2, "repeated_sampling": 1}),
     "motion": Arm("what is hidden", {"mask_strategy": "motion"}),
@@ -56,9 +60,7 @@ ARMS: dict[str, Arm] = {
     "4 futures": Arm("futures", {"futures": 4, "repeated_sampling": 1}),
     "mask 90 %": Arm("mask ratio", {"mask_ratio": 0.90}),
     "mask 98 %": Arm("mask ratio", {"mask_ratio": 0.98}),
-    "MAE, half as many steps more": Arm(
-        "one frame", {"model": "mae_micro_patch8", "mask_ratio": 0.75, "epochs": 1.5}  # epochs: times the base's
-    ),
+    "MAE, half as many steps more": Arm("one frame", {**_IMAGES, "epochs": 1.5}),  # times the base's
 }  # fmt: skip
 
 
@@ -100,7 +102,8 @@ def make_cell(base: RunConfig, arm: str, seed: int, about: Any) -> Cell:
         changes["epochs"] = round(base.optimisation.epochs * changes["epochs"])
         changes["num_epochs_per_save"] = changes["epochs"]
     config = base.replace(**changes, seed=seed)
-    return Cell({"arm": arm, "seed": seed}, config, prefix_of(base, config, [about, arm == NOTHING]))
+    told_apart = [about, not ARMS[arm].weights, *([] if ARMS[arm].trained else ["untrained"])]
+    return Cell({"arm": arm, "seed": seed}, config, prefix_of(base, config, told_apart))
 
 
 def read_scores(path: Path) -> dict[str, Any] | None:

@@ -1,11 +1,13 @@
 """Feature sources bring their own normalisation and patches, and say how to get weights that are not there."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
 
 from common.errors import InputError
-from evaluation.features import architecture, feature_source, model_source, pixel_features
+from evaluation.features import architecture, centred, feature_source, model_source, pixel_features
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT
 from mae.patches import normalize
 
@@ -101,3 +103,13 @@ def test_the_architecture_of_public_weights_follows_from_their_name():
         ("other.pth", "large", "mae_vit_large_patch16"),
     ):
         assert architecture(file, ARCHITECTURES, default) == expected
+
+
+def test_centred_features_have_no_mean_in_any_frame(images):
+    plain, other = feature_source("pixels"), centred(feature_source("pixels"))
+    features = other.encode(images)
+    assert features.mean((1, 2)).abs().max() < 1e-5 and other.name == "centred:pixels"
+    apart = plain.encode(images)
+    assert torch.allclose(features[1, 2, 3] - features[1, 0, 0], apart[1, 2, 3] - apart[1, 0, 0], atol=1e-5)
+    with pytest.raises(InputError, match="centring compares features by cosines"):
+        centred(replace(plain, affinity=torch.add))
