@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cli.feature_sources import open_source
+from cli.synthetic_scenes import carried, write_scenes
 from dataset_loader.synthetic import synthetic_video
 from evaluation.run import evaluate
-from evaluation.synthetic import carried, write_scenes
 
 SOURCES = ("copy", "random", "pixels", "untrained:siammae_micro_64", "siammae_micro_64", "decoder:siammae_micro_64")
 

@@ -207,11 +207,11 @@ def followed(model: "Model", davis: Path | None) -> dict[str, Any]:
     """J&F on DAVIS, if it is given, and δ_avg of points of the synthetic world, in percent."""
     import tempfile
 
+    from cli.synthetic_scenes import write_scenes
     from dataset_loader.synthetic import synthetic_video
     from evaluation.benchmarks.davis import Davis
     from evaluation.features import model_source
     from evaluation.run import evaluate
-    from evaluation.synthetic import write_scenes
 
     def quiet(line: str) -> None: ...
 

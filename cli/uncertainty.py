@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 if TYPE_CHECKING:
-    from dataset_loader import PairLoader, PairDataset
+    from dataset_loader import PairDataset, PairLoader
     from ml.extensions.uncertainty import Member, VarianceHeads
 
 

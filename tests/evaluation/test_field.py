@@ -12,6 +12,7 @@ from PIL import Image
 
 from benchmarks import synthetic_table
 from cli.main import main
+from cli.synthetic_scenes import grid_tracks
 from common.errors import InputError
 from dataset_loader.synthetic import synthetic_video
 from evaluation.benchmarks import kitti_step, tap_vid, uvo, vspw
@@ -429,7 +430,7 @@ def test_tap_metrics_equal_loops(mode):
 @pytest.fixture
 def tap(tmp_path):
     scene = world(seed=2, frames=6)
-    points, occluded = synthetic_table.grid_tracks(scene)
+    points, occluded = grid_tracks(scene)
     entry = {"video": scene.frames.transpose(0, 2, 3, 1).copy(), "points": points, "occluded": occluded}
     (tmp_path / "tap").mkdir()
     (tmp_path / "tap" / "davis.pkl").write_bytes(pickle.dumps({"clip": entry}))

@@ -1,4 +1,4 @@
-"""The synthetic world, whose true motion is known, as data for benchmarks: objects to follow, and points.
+"""The synthetic world, whose true motion is known, as data for benchmarks: no command, but shared by several.
 
 Legend: T frames, N points, H W pixels.
 """
