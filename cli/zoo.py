@@ -84,7 +84,8 @@ def _measure(model: "Model", path: Path, data: Path | None, davis: Path | None) 
     if data is not None:
         found |= _on_videos(model, data, "held-out videos")
     if davis is not None:
-        found["DAVIS"] = {DAVIS_ROW: _davis(path, davis)}
+        sources = {DAVIS_ROW: str(path), f"{DAVIS_ROW}, centred": f"centred:{path}"}
+        found["DAVIS"] = {row: _davis(source, davis) for row, source in sources.items()}
     return found
 
 
@@ -105,14 +106,12 @@ def _on_videos(model: "Model", videos: Path | Sequence[Path], title: str) -> dic
     return {title: pairs, **({f"{title}, shifted": motion} if motion else {})}
 
 
-def _davis(path: Path, data: Path) -> dict[str, float]:
+def _davis(source: str, data: Path) -> dict[str, float]:
     """J&F and its parts, in percent, on all sequences of DAVIS-2016's list."""
     from cli.feature_sources import open_source
     from evaluation.benchmarks.davis import Davis
     from evaluation.run import evaluate
 
     benchmark = Davis(data, year=2016)
-    result = evaluate(
-        benchmark, open_source(str(path), Path(), "cpu", False), benchmark.protocol("dino", size="short240")
-    )
+    result = evaluate(benchmark, open_source(source, Path(), "cpu", False), benchmark.protocol("dino", size="short240"))
     return {name: 100 * float(result.row[name]) for name in ("J&F-Mean", "J-Mean", "F-Mean")}

@@ -1,5 +1,6 @@
 """A handful of videos, made small and cut in time: the early part to learn from, the late part to test on."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +13,14 @@ def cut_in_time(
 ) -> tuple[list[Path], list[Path]]:
     """Write `folder/early/NAME.mp4` and `folder/late/NAME.mp4` of each video, and return both lists.
 
-    late: share of the time that is held out, at the end. Of a longer video only the first `seconds` are used. Files of
-    an earlier call are replaced. Raises InputError where two videos have one name, or a part has less than two frames.
+    late: share of the time that is held out, at the end. Of a longer video only the first `seconds` are used. The second
+    video of a name is written as NAME-2. Files of an earlier call are replaced. Raises InputError where a part has less
+    than two frames.
     """
-    names = [Path(video).stem for video in videos]
-    if len(set(names)) < len(names):
-        raise InputError(f"two of the videos have the same name: {', '.join(names)}")
+    names: list[str] = []
+    for stem in (Path(video).stem for video in videos):
+        others = (f"{stem}-{n}" if n > 1 else stem for n in itertools.count(1))
+        names.append(next(name for name in others if name not in names))
     parts: tuple[list[Path], list[Path]] = ([], [])
     for video, name in zip(videos, names, strict=True):
         frames = []

@@ -41,9 +41,14 @@ def test_only_the_beginning_of_a_long_video_is_used_and_a_second_call_replaces(t
 
 
 def test_what_cannot_be_cut_is_said(tmp_path):
-    for folder in ("x", "y"):
-        write_video(tmp_path / folder / "a.mp4", (grey(50 * n) for n in range(3)), 10.0)
+    write_video(tmp_path / "a.mp4", (grey(50 * n) for n in range(3)), 10.0)
     with pytest.raises(InputError, match="a.mp4 is too short to be cut: its late part would have 1 frames"):
-        cut_in_time([tmp_path / "x" / "a.mp4"], tmp_path / "out")
-    with pytest.raises(InputError, match="same name"):
-        cut_in_time([tmp_path / "x" / "a.mp4", tmp_path / "y" / "a.mp4"], tmp_path / "out")
+        cut_in_time([tmp_path / "a.mp4"], tmp_path / "out")
+
+
+def test_videos_of_one_name_are_numbered(tmp_path):
+    for n, folder in enumerate("xyz"):
+        write_video(tmp_path / folder / "a.mp4", (grey(60 * n + 30) for _ in range(4)), 4.0)
+    early, late = cut_in_time([tmp_path / folder / "a.mp4" for folder in "xyz"], tmp_path / "out", late=0.5)
+    assert [path.name for path in early] == [path.name for path in late] == ["a.mp4", "a-2.mp4", "a-3.mp4"]
+    np.testing.assert_allclose([values(path)[0][0] for path in early], [30, 90, 150], atol=3)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli.main import main
 from common.errors import InputError
 from ml.checkpoints import load_model, save_checkpoint
 from ml.foreign import is_foreign
@@ -87,3 +88,9 @@ def test_what_ships_has_its_numbers_and_a_card():
     assert sum((SHIPPED / name).stat().st_size for name in files) < 40e6
     assert all((SHIPPED / name).with_suffix(".md").is_file() for name in files)
     assert PRESETS["demo"].starting_weights(SHIPPED.parent) == SHIPPED / "siammae_micro.pt"
+
+
+@pytest.mark.slow
+def test_the_cards_numbers_are_found_again(capsys):
+    assert main(["zoo", "check"]) == 0
+    assert "within 0.02 of what the cards state; not measured without --data and --davis" in capsys.readouterr().out
