@@ -119,19 +119,26 @@ def _is_picture(entry: os.DirEntry[str]) -> bool:
 def find_videos(source: str | Path | Iterable[str | Path]) -> list[str]:
     """The video files below a folder, links followed and hidden names left out, or of a list; sorted, not opened.
 
-    A list holds files, or folders, which are searched. Raises InputError if the folder or something listed is missing
-    or lies in another, or nothing is found.
+    A video by itself is a list of one. A list holds files, or folders, which are searched. Raises InputError if the
+    folder or something listed is missing or lies in another, or nothing is found.
     """
     if not isinstance(source, str | Path):
         files, folders = files_and_folders(source)
         return sorted([*files, *(path for folder in folders for path in find_videos(folder))])
+    if is_video(source):
+        return [str(source)]
     if not os.path.isdir(source):
-        raise InputError(f"{source} is not a folder; give a folder of videos, or a list of files")
+        raise InputError(f"{source} is not a folder or a video; give a folder of videos, or a list of files")
     found = search(str(source))
     if not found.videos:
         others = f"; {found.folders[0]} holds pictures, which need none of this" if found.folders else ""
         raise InputError(f"{source} holds no video (looked below it for {' '.join(sorted(SUFFIXES))}){others}")
     return found.videos
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether this is a file whose name is that of a video."""
+    return Path(path).suffix.lower() in SUFFIXES and os.path.isfile(path)
 
 
 def files_and_folders(listed: Iterable[str | Path]) -> tuple[list[str], list[str]]:

@@ -15,7 +15,16 @@ import numpy as np
 
 from common.errors import InputError
 from dataset_loader.decoding import Video
-from dataset_loader.files import IMAGE_SUFFIXES, PACKED_SUFFIX, SUFFIXES, Names, files_and_folders, find_videos, search
+from dataset_loader.files import (
+    IMAGE_SUFFIXES,
+    PACKED_SUFFIX,
+    SUFFIXES,
+    Names,
+    files_and_folders,
+    find_videos,
+    is_video,
+    search,
+)
 from dataset_loader.frame_folders import FrameClip, check_template
 from dataset_loader.ledger import Ledger
 from dataset_loader.lists import read_list
@@ -164,7 +173,7 @@ SOURCES: dict[str, Callable[[str], Source]] = {
 
 
 def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30, template: str | None = None) -> Source:
-    """The videos of a folder, of one ledger or shard, or of a list of files or folders of one kind.
+    """The videos of a folder, of one ledger or shard, a video by itself, or a list of files or folders of one kind.
 
     A folder is searched to its depths, links followed and hidden names left out. Where it holds several kinds, packed
     shards come before a ledger, that before video files, those before folders of pictures. A list may also be a text
@@ -186,8 +195,10 @@ def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30, te
             if listed := read_list(where):
                 return _open_list(listed[0], fps, template, listed[1])
             return Ledger(Path(where).parent, where, template=template, fps=fps)
+        if is_video(where):
+            return VideoFiles([str(where)])
     if not os.path.isdir(where):
-        raise InputError(f"{where} is not a folder; give a folder of videos, a ledger, or a list of files")
+        raise InputError(f"{where} is not a folder or a video; give a folder of videos, a ledger, or a list of files")
     shards, videos, folders, masks = search(str(where))
     if shards:
         return PackedShards(shards)

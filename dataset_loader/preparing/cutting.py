@@ -13,8 +13,8 @@ def cut_in_time(
 ) -> tuple[list[Path], list[Path]]:
     """Write `folder/early/NAME.mp4` and `folder/late/NAME.mp4` of each video, and return both lists.
 
-    late: share of the time that is held out, at the end. Of a longer video only the first `seconds` are used. The second
-    video of a name is written as NAME-2. Files of an earlier call are replaced. Raises InputError where a part has less
+    late: share of the time that is held out, at the end. Of a longer video only the first `seconds` are used. A second
+    video of one name becomes NAME-2. Files of an earlier call are replaced. Raises InputError where a part has less
     than two frames.
     """
     names: list[str] = []

@@ -11,7 +11,7 @@ from PIL import Image
 from common.errors import InputError
 from dataset_loader import check_disjoint, frame_folders, get_kinetics_dataset, ledger, make_loader
 from dataset_loader.decoding import DecodeError
-from dataset_loader.files import Names
+from dataset_loader.files import Names, find_videos
 from dataset_loader.frame_folders import FrameClip, find_numbers
 from dataset_loader.images import decode_image, encode_jpeg
 from dataset_loader.ledger import Ledger
@@ -226,6 +226,13 @@ def test_every_form_gives_the_same_samples(tmp_path, moving_frames):
             assert (difference * brightness).sum(-3).abs().mean() < 2
         else:
             assert not difference.any()
+
+
+def test_a_video_by_itself_is_a_data_set(tmp_path, moving_frames):
+    write_video(tmp_path / "CLIP.MP4", moving_frames[:20], 10.0)
+    dataset = get_kinetics_dataset(tmp_path / "CLIP.MP4", image_size=32, visits=2)
+    assert len(dataset) == 2 and dataset[0, 0]["path"].endswith("CLIP.MP4")
+    assert find_videos(tmp_path / "CLIP.MP4") == find_videos(tmp_path)
 
 
 def test_what_was_chosen_is_said(tmp_path, moving_frames, capsys):
