@@ -62,3 +62,10 @@ def chromium():
     if module.missing():
         pytest.skip(module.missing())
     return module.Browser
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    """One for all tests of a file, as it takes long to start; each opens a page of its own."""
+    with chromium() as browser:
+        yield browser

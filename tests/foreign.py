@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from common.errors import InputError
+from mae.formats import load
 
 FOREIGN = Path(__file__).parent / "golden" / "foreign"
 
@@ -77,3 +81,12 @@ def golden(name: str) -> Golden:
         about = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
     return Golden(name, tensors, json.loads(about["config"]), json.loads(about["layout"]))
+
+
+def refused(path, **options):
+    """The one sentence with which a file is refused."""
+    with pytest.raises(InputError) as caught:
+        load(path, **options)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    return message

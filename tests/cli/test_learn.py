@@ -6,7 +6,6 @@ import pytest
 
 import cli.motion
 import cli.wiring
-from cli.main import main
 
 
 @pytest.mark.parametrize(
@@ -16,12 +15,12 @@ from cli.main import main
         ("mae_st_large_smoke", "model | copy | copy × factor | mean", ("all", "seen", "unseen"), {".png", ".gif"}),
     ],
 )
-def test_learn_compares_with_copying(preset, columns, parts, pictures, clips, tmp_path, capsys, monkeypatch):
+def test_learn_compares_with_copying(preset, columns, parts, pictures, clips, quick, tmp_path, capsys, monkeypatch):
     frames, fixed_dataset = cli.motion.frames, cli.wiring.fixed_dataset
     monkeypatch.setattr(cli.motion, "frames", lambda data, size, count: frames(data, size, 8))
     monkeypatch.setattr(cli.wiring, "fixed_dataset", lambda *given, visits: fixed_dataset(*given, visits=1))
     options = ["--preset", preset, "--steps", "2", "--held-out", "0.2", "--family", "family1"]
-    assert main(["learn", "--data", str(clips), "--out", str(tmp_path), *options]) == 0
+    assert quick("learn", "--data", clips, "--out", tmp_path, *options) == 0
     said = capsys.readouterr().out
     assert f"| checkpoint | which | {columns} | model / copy |" in said
     assert all(f"| untrained | {part} |" in said for part in parts)

@@ -48,7 +48,7 @@ def test_what_has_no_pairs(clips, tmp_path, capsys):
     assert "pairs is 0" in capsys.readouterr().err
 
 
-def test_a_curriculum_with_photographs_that_is_watched(clips, tmp_path, capsys):
+def test_a_curriculum_with_photographs_that_is_watched(clips, quick, tmp_path, capsys):
     """`--schedule`, `--photos` and `--motion` of `siammae train`, in the smallest size."""
     files = sorted(clips.iterdir())
     for folder, part in (("train", files[:4]), ("test", files[4:])):
@@ -63,7 +63,7 @@ def test_a_curriculum_with_photographs_that_is_watched(clips, tmp_path, capsys):
     given += ["--test-data", str(tmp_path / "test")]
     given += ["--score-epochs", "1"]
     schedule = "0 shifted_patches 0.5; 1 mixed:video=1,shifted=1 0.75"
-    assert main([*given, "--schedule", schedule, "--motion"]) == 0
+    assert quick(*given, "--schedule", schedule, "--motion") == 0
     printed = capsys.readouterr().out
     assert "4 video files and 2 pictures" in printed
     (log,) = (tmp_path / "losses").glob("*.jsonl")

@@ -61,72 +61,68 @@ def report_page(tmp_path_factory):
 RANGE = "return charts[0].x"
 
 
-def test_report_zooms_hovers_hides_and_sorts(chromium, report_page):
-    with chromium() as browser:
-        browser.open(report_page)
-        headings = browser.run(
-            "return [...document.querySelectorAll('.chart h3')].map((h) => h.firstChild.textContent)"
-        )
-        assert headings == ["loss", "learning rate", "pairs per second", "waiting for data"]
-        assert browser.run(RANGE) == [0, 60]
-        browser.drag(".chart.main svg", [(0.3, 0.5), (0.45, 0.52), (0.6, 0.51)])
-        low, high = browser.run(RANGE)
-        assert 10 < low < 22 and 30 < high < 40, (low, high)
-        assert browser.run("return charts[1].x") == [low, high]  # all share the axis
-        browser.click("#in")
-        assert browser.run(RANGE)[0] > low
-        browser.click("#right")
-        browser.click("#reset")
-        assert browser.run(RANGE) == [0, 60]
-        browser.drag(".chart.main svg", [(0.3, 0.3), (0.6, 0.6)])  # a box chooses the values as well
-        assert browser.run("return charts[0].yView !== null && charts[1].yView === null")
-        browser.click("#reset")
+def test_report_zooms_hovers_hides_and_sorts(browser, report_page):
+    browser.open(report_page)
+    headings = browser.run("return [...document.querySelectorAll('.chart h3')].map((h) => h.firstChild.textContent)")
+    assert headings == ["loss", "learning rate", "pairs per second", "waiting for data"]
+    assert browser.run(RANGE) == [0, 60]
+    browser.drag(".chart.main svg", [(0.3, 0.5), (0.45, 0.52), (0.6, 0.51)])
+    low, high = browser.run(RANGE)
+    assert 10 < low < 22 and 30 < high < 40, (low, high)
+    assert browser.run("return charts[1].x") == [low, high]  # all share the axis
+    browser.click("#in")
+    assert browser.run(RANGE)[0] > low
+    browser.click("#right")
+    browser.click("#reset")
+    assert browser.run(RANGE) == [0, 60]
+    browser.drag(".chart.main svg", [(0.3, 0.3), (0.6, 0.6)])  # a box chooses the values as well
+    assert browser.run("return charts[0].yView !== null && charts[1].yView === null")
+    browser.click("#reset")
 
-        browser.hover(".chart.main svg", 0.5, 0.5)
-        said = browser.run("return document.querySelector('.chart.main .tip').innerText")
-        assert 27 <= int(said.split()[1]) <= 33 and "mask0.5" in said and "mask0.95, validation" in said
-        browser.keys(".chart.main svg", "+")
-        low, high = browser.run(RANGE)
-        assert high - low < 60
-        browser.keys(".chart.main svg", "0")
-        assert browser.run(RANGE) == [0, 60]
+    browser.hover(".chart.main svg", 0.5, 0.5)
+    said = browser.run("return document.querySelector('.chart.main .tip').innerText")
+    assert 27 <= int(said.split()[1]) <= 33 and "mask0.5" in said and "mask0.95, validation" in said
+    browser.keys(".chart.main svg", "+")
+    low, high = browser.run(RANGE)
+    assert high - low < 60
+    browser.keys(".chart.main svg", "0")
+    assert browser.run(RANGE) == [0, 60]
 
-        browser.slide("#axis", "pairs")
-        assert browser.run(RANGE) == [0, 240]
-        browser.click(".chart.main h3 button")
-        assert browser.run("return charts[0].y[1] < 1 && charts[0].y[0] < 0")  # logarithms
-        browser.slide("#smooth", 0.9)
-        assert browser.run("return document.querySelector('#smooth + output').textContent") == "90 %"
+    browser.slide("#axis", "pairs")
+    assert browser.run(RANGE) == [0, 240]
+    browser.click(".chart.main h3 button")
+    assert browser.run("return charts[0].y[1] < 1 && charts[0].y[0] < 0")  # logarithms
+    browser.slide("#smooth", 0.9)
+    assert browser.run("return document.querySelector('#smooth + output').textContent") == "90 %"
 
-        assert browser.run("return charts[0].curves.length") == 4
-        browser.click("#table tbody tr:first-child input")
-        assert browser.run("return charts[0].curves.map((c) => c.run.name)") == ["mask0.95"] * 2
-        browser.click("#table th:nth-child(3)")  # last loss
-        order = "return [...document.querySelectorAll('#table tbody label')].map((e) => e.textContent)"
-        first = browser.run(order)
-        browser.click("#table th:nth-child(3)")
-        assert browser.run(order) == first[::-1]
-        assert browser.console() == []
+    assert browser.run("return charts[0].curves.length") == 4
+    browser.click("#table tbody tr:first-child input")
+    assert browser.run("return charts[0].curves.map((c) => c.run.name)") == ["mask0.95"] * 2
+    browser.click("#table th:nth-child(3)")  # last loss
+    order = "return [...document.querySelectorAll('#table tbody label')].map((e) => e.textContent)"
+    first = browser.run(order)
+    browser.click("#table th:nth-child(3)")
+    assert browser.run(order) == first[::-1]
+    assert browser.console() == []
 
 
-def test_report_shows_pictures_of_epochs_and_both_themes(chromium, report_page, tmp_path):
-    with chromium() as browser:
-        browser.open(report_page)
-        shown = "return document.querySelector('#figures figcaption').textContent"
-        assert browser.run(shown) == "mask0.95, its first pair after epoch 3"
-        last = browser.run("return document.querySelector('#figures img').src")
-        browser.slide("#epoch", 0)
-        assert browser.run(shown).endswith("epoch 1")
-        assert browser.run("return document.querySelector('#figures img').src") != last
-        assert browser.run("return document.querySelector('#figures img').naturalWidth") == 40
-        back = "return getComputedStyle(document.body).backgroundColor"
-        browser.theme("light")
-        light = browser.run(back)
-        browser.theme("dark")
-        assert browser.run(back) != light
-        browser.click("button.theme")  # the reader's own choice
-        assert browser.run(back) == light
-        assert browser.console() == []
+def test_report_shows_pictures_of_epochs_and_both_themes(browser, report_page, tmp_path):
+    browser.open(report_page)
+    shown = "return document.querySelector('#figures figcaption').textContent"
+    assert browser.run(shown) == "mask0.95, its first pair after epoch 3"
+    last = browser.run("return document.querySelector('#figures img').src")
+    browser.slide("#epoch", 0)
+    assert browser.run(shown).endswith("epoch 1")
+    assert browser.run("return document.querySelector('#figures img').src") != last
+    assert browser.run("return document.querySelector('#figures img').naturalWidth") == 40
+    back = "return getComputedStyle(document.body).backgroundColor"
+    browser.theme("light")
+    light = browser.run(back)
+    browser.theme("dark")
+    assert browser.run(back) != light
+    browser.click("button.theme")  # the reader's own choice
+    assert browser.run(back) == light
+    assert browser.console() == []
 
 
 def test_report_fits_a_phone_and_its_fingers(chromium, report_page):
@@ -146,32 +142,31 @@ def test_the_demo_ends_with_a_report_of_its_runs(tmp_path):
     assert '"name":"mask0.95"' in page.read_text() and '"name":"mask0.5"' not in page.read_text()
 
 
-def test_explore_writes_a_page_of_a_video_with_predictions(clips, chromium, tmp_path, capsys):
+def test_explore_writes_a_page_of_a_video_with_predictions(clips, browser, tmp_path, capsys):
     out = tmp_path / "page.html"
     video = sorted(clips.glob("*.mp4"))[0]
     line = ["explore", str(video), "--out", str(out), "--frames", "5", "--root", str(ROOT), "--device", "cpu"]
     assert main([*line, "--size", "64x88", "--source", "siammae_micro_64"]) == 0
     assert "5 frames of 8×11 patches" in capsys.readouterr().out
-    with chromium() as browser:
-        browser.open(out)
-        assert browser.run("return DATA.names")[0] == "0.00 s"
-        browser.click("#predict")
-        said = "document.querySelector('#ratio + output').textContent"
-        assert browser.run(f"return {said}") == "95 %, 3 of 64 visible"  # the checkpoint's own ratio
-        picture = "document.querySelectorAll('#panels img')[3].src"
-        first = browser.run(f"return {picture}")
-        browser.slide("#ratio", 0)
-        assert browser.run(f"return {said}") == "50 %, 32 of 64 visible"
-        assert browser.run(f"return {picture}") != first
-        browser.click("#sets button:nth-child(2)")
-        assert browser.run("return document.querySelectorAll('#sets [aria-pressed=true]').length") == 1
-        browser.click("#sets button:last-child")
-        assert browser.run(f"return {said}") == "98 %, 1 of 64 visible"
-        chosen = browser.run(f"return {picture}")
-        browser.click("#panels figure:nth-child(3) .picture", 0.9, 0.9)
-        assert browser.run(f"return {picture}") != chosen
-        browser.slide("#pair", 2)
-        assert browser.console() == []
+    browser.open(out)
+    assert browser.run("return DATA.names")[0] == "0.00 s"
+    browser.click("#predict")
+    said = "document.querySelector('#ratio + output').textContent"
+    assert browser.run(f"return {said}") == "95 %, 3 of 64 visible"  # the checkpoint's own ratio
+    picture = "document.querySelectorAll('#panels img')[3].src"
+    first = browser.run(f"return {picture}")
+    browser.slide("#ratio", 0)
+    assert browser.run(f"return {said}") == "50 %, 32 of 64 visible"
+    assert browser.run(f"return {picture}") != first
+    browser.click("#sets button:nth-child(2)")
+    assert browser.run("return document.querySelectorAll('#sets [aria-pressed=true]').length") == 1
+    browser.click("#sets button:last-child")
+    assert browser.run(f"return {said}") == "98 %, 1 of 64 visible"
+    chosen = browser.run(f"return {picture}")
+    browser.click("#panels figure:nth-child(3) .picture", 0.9, 0.9)
+    assert browser.run(f"return {picture}") != chosen
+    browser.slide("#pair", 2)
+    assert browser.console() == []
 
 
 def test_explore_refuses_what_it_cannot_show(clips, tmp_path, capsys):

@@ -132,84 +132,81 @@ RULES = {
 
 
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
-def test_masks_travel_as_in_python(rules, video, chromium, tmp_path):
+def test_masks_travel_as_in_python(rules, video, browser, tmp_path):
     """Soft labels to 1e-5 and every pixel, forwards from frame 0, and both ways from the middle."""
     packed, mask = video[2], first_mask()
-    with chromium() as browser:
-        browser.open(page_of(video, tmp_path, rules))
-        for start in (0, 3):
-            found = browser.run(FOLLOW, mask.flatten().tolist(), start)
-            soft, values = mask_to_patches(mask, packed.grid, SIZE, rules)
-            features = packed.features()
-            ways = [features[start:]] + ([features[: start + 1].flip(0)] if start else [])
-            for direction, way in zip((1, -1), ways, strict=False):
-                for t, labels in enumerate(propagate(way, soft, rules), 1):
-                    result, own = found[start + direction * t]
-                    np.testing.assert_allclose(np.reshape(own, labels.shape), labels.numpy(), atol=2e-5)
-                    expected = patches_to_mask(labels, values, SIZE, SIZE, rules)
-                    assert (np.reshape(result, SIZE) == expected).mean() > 0.999
-        assert browser.console() == []
+    browser.open(page_of(video, tmp_path, rules))
+    for start in (0, 3):
+        found = browser.run(FOLLOW, mask.flatten().tolist(), start)
+        soft, values = mask_to_patches(mask, packed.grid, SIZE, rules)
+        features = packed.features()
+        ways = [features[start:]] + ([features[: start + 1].flip(0)] if start else [])
+        for direction, way in zip((1, -1), ways, strict=False):
+            for t, labels in enumerate(propagate(way, soft, rules), 1):
+                result, own = found[start + direction * t]
+                np.testing.assert_allclose(np.reshape(own, labels.shape), labels.numpy(), atol=2e-5)
+                expected = patches_to_mask(labels, values, SIZE, SIZE, rules)
+                assert (np.reshape(result, SIZE) == expected).mean() > 0.999
+    assert browser.console() == []
 
 
 @pytest.mark.parametrize("name", ["dino", "paper"])
-def test_a_painted_mask_travels_as_track_takes_it(name, video, chromium, tmp_path):
+def test_a_painted_mask_travels_as_track_takes_it(name, video, browser, tmp_path):
     """With the full features of Python, not the page's 8 bits: nearly every pixel is the same."""
     rules = RULES[name]
     followed = [mask for _, mask in track(moving_frames(), first_mask(), SOURCE, rules)]
-    with chromium() as browser:
-        browser.open(page_of(video, tmp_path, rules))
-        found = browser.run(FOLLOW, first_mask().flatten().tolist(), 0)
+    browser.open(page_of(video, tmp_path, rules))
+    found = browser.run(FOLLOW, first_mask().flatten().tolist(), 0)
     for t in range(1, 6):
         page = np.reshape(found[t][0], SIZE)
         assert followed[t].any() and (page == followed[t]).mean() > 0.98
 
 
-def test_look_paint_sliders_keys_and_the_saved_mask(video, chromium, tmp_path):
+def test_look_paint_sliders_keys_and_the_saved_mask(video, browser, tmp_path):
     packed = video[2]
-    with chromium() as browser:
-        browser.open(page_of(video, tmp_path, RULES["dino"]))
-        assert browser.run("return document.querySelector('#predict').hidden")  # these features predict nothing
-        browser.click("#canvas", 0.5, 0.3)  # row 1, column 3
-        browser.until("current && state.query === 10")
-        small = packed.features().flatten(1, 2)
-        cosines = small[0, 10] @ small[4].T
-        assert browser.run("return current[4].value") == pytest.approx(cosines.max().item(), abs=1e-5)
-        assert browser.run("return current[4].best") == cosines.argmax().item()
-        strengths = browser.run("return [...current[4].strength]")
-        most = max((small[0, 10] @ small[t].T).max().item() for t in range(1, 6))
-        np.testing.assert_allclose(strengths, ((cosines - most) / 0.05).exp().clamp(max=1).numpy(), atol=1e-4)
-        browser.slide("#topk", 3)
-        browser.until("current[4].strength.filter((v) => v > 0).length === 3")
-        browser.slide("#topk", 51)
-        browser.slide("#radius", 1)
-        browser.until("current[4].strength.every((v, k) => v === 0 || Math.abs((k / w | 0) - 1) <= 1)")
-        browser.slide("#temperature", -2)
-        assert browser.run("return state.look.temperature") == 0.01
-        browser.click("#film figure:nth-child(3) canvas", 0.9, 0.9)
-        browser.until("state.frame === 2 && state.queryFrame === 2 && state.query === 34")
-        browser.keys("#canvas", "\ue012")  # the left arrow
-        browser.until("state.query === 33")
-        browser.keys("#canvas", ".")
-        browser.until("state.frame === 3")
+    browser.open(page_of(video, tmp_path, RULES["dino"]))
+    assert browser.run("return document.querySelector('#predict').hidden")  # these features predict nothing
+    browser.click("#canvas", 0.5, 0.3)  # row 1, column 3
+    browser.until("current && state.query === 10")
+    small = packed.features().flatten(1, 2)
+    cosines = small[0, 10] @ small[4].T
+    assert browser.run("return current[4].value") == pytest.approx(cosines.max().item(), abs=1e-5)
+    assert browser.run("return current[4].best") == cosines.argmax().item()
+    strengths = browser.run("return [...current[4].strength]")
+    most = max((small[0, 10] @ small[t].T).max().item() for t in range(1, 6))
+    np.testing.assert_allclose(strengths, ((cosines - most) / 0.05).exp().clamp(max=1).numpy(), atol=1e-4)
+    browser.slide("#topk", 3)
+    browser.until("current[4].strength.filter((v) => v > 0).length === 3")
+    browser.slide("#topk", 51)
+    browser.slide("#radius", 1)
+    browser.until("current[4].strength.every((v, k) => v === 0 || Math.abs((k / w | 0) - 1) <= 1)")
+    browser.slide("#temperature", -2)
+    assert browser.run("return state.look.temperature") == 0.01
+    browser.click("#film figure:nth-child(3) canvas", 0.9, 0.9)
+    browser.until("state.frame === 2 && state.queryFrame === 2 && state.query === 34")
+    browser.keys("#canvas", "\ue012")  # the left arrow
+    browser.until("state.query === 33")
+    browser.keys("#canvas", ".")
+    browser.until("state.frame === 3")
 
-        browser.run("show(0)")
-        browser.click("#paint")
-        browser.slide("#brush", 8)
-        browser.drag("#canvas", [(0.2, 0.4), (0.3, 0.45), (0.35, 0.5)])
-        browser.until("document.querySelector('#progress').textContent === 'followed through all frames'")
-        shares = browser.run("return state.masks.map((mask) => mask.filter(Boolean).length / mask.length)")
-        assert len(shares) == 6 and all(0.02 < share < 0.6 for share in shares), shares
-        painted = browser.run("return [...state.painted.mask]")
-        png = bytes(browser.run("return savedMask().then((file) => [...file])"))
-        (tmp_path / "mask.png").write_bytes(png)
-        from evaluation.videos import read_mask
+    browser.run("show(0)")
+    browser.click("#paint")
+    browser.slide("#brush", 8)
+    browser.drag("#canvas", [(0.2, 0.4), (0.3, 0.45), (0.35, 0.5)])
+    browser.until("document.querySelector('#progress').textContent === 'followed through all frames'")
+    shares = browser.run("return state.masks.map((mask) => mask.filter(Boolean).length / mask.length)")
+    assert len(shares) == 6 and all(0.02 < share < 0.6 for share in shares), shares
+    painted = browser.run("return [...state.painted.mask]")
+    png = bytes(browser.run("return savedMask().then((file) => [...file])"))
+    (tmp_path / "mask.png").write_bytes(png)
+    from evaluation.videos import read_mask
 
-        assert (read_mask(tmp_path / "mask.png").flatten() == painted).all() and max(painted) == 1
-        browser.click("#clear")
-        assert browser.run("return state.masks.every((mask) => mask === null)")
-        browser.keys("#canvas", "\ue007")  # Enter paints where the cursor is
-        browser.until("state.masks.every(Boolean)")
-        assert browser.console() == []
+    assert (read_mask(tmp_path / "mask.png").flatten() == painted).all() and max(painted) == 1
+    browser.click("#clear")
+    assert browser.run("return state.masks.every((mask) => mask === null)")
+    browser.keys("#canvas", "\ue007")  # Enter paints where the cursor is
+    browser.until("state.masks.every(Boolean)")
+    assert browser.console() == []
 
 
 def test_a_phone_looks_and_paints_with_a_finger(video, chromium, tmp_path):

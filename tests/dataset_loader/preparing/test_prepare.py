@@ -154,7 +154,10 @@ def test_shards_are_disjoint_and_complete(prepared, folder, tmp_path):
     }
 
 
-def kill(form, folder, out, undisturbed, kills, seed):
+@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_any_moment(kills, prepared, folder, tmp_path):
+    (form, _, undisturbed), out = prepared, tmp_path / "out"
+
     def run_to_the_end():
         left = tree(out)
         assert all(left[name] == data for name, data in undisturbed.items() if name in left and name != "failed.csv")
@@ -167,18 +170,7 @@ def kill(form, folder, out, undisturbed, kills, seed):
         f"prepare({str(folder)!r}, {str(out)!r}, {RECIPES[form]!r}, jobs=2)"
     )
     progress = lambda: sorted(out.glob(".unfinished.*/*"))  # noqa: E731
-    kill_at_random_moments(code, kills, seed, progress=progress, run_to_the_end=run_to_the_end)
-
-
-def test_killed_once(prepared, folder, tmp_path):
-    form, _, files = prepared
-    kill(form, folder, tmp_path / "out", files, 1, seed=0)  # in three forms
-
-
-@pytest.mark.slow
-def test_killed_thirty_times(prepared, folder, tmp_path):
-    form, _, files = prepared
-    kill(form, folder, tmp_path / "out", files, 30, seed=1)
+    kill_at_random_moments(code, kills, kills, progress=progress, run_to_the_end=run_to_the_end)
 
 
 def test_what_it_will_take_is_measured_and_printed(folder, tmp_path, capsys, monkeypatch):

@@ -1,16 +1,12 @@
 """A manifest tells the truth about good and bad files, whatever happens to the processes that find it out."""
 
-import io
 import multiprocessing
 import os
-import random
 import signal
 import threading
-import wave
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,13 +23,6 @@ from tests.dataset_loader.odd_videos import ODD
 from tests.dataset_loader.preparing.kills import kill_at_random_moments
 
 ANY = Rules(min_seconds=0.5, min_fps=None, max_fps=None)
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    """30 frames of noise that moves: uint8 [30, 48, 64, 3]."""
-    texture = np.random.default_rng(1).integers(0, 255, (48, 94, 3), dtype=np.uint8)
-    return np.stack([texture[:, 30 - shift : 94 - shift] for shift in range(30)])
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +274,9 @@ def test_a_decoder_that_stops_is_listed_and_tried_again_later(folder, undisturbe
     assert out.read_bytes() == undisturbed
 
 
-def kill(folder, out, undisturbed, kills, seed):
+@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_any_moment(kills, folder, undisturbed, tmp_path):
+    out = tmp_path / "m.csv"
     journal = out.with_name(f".{out.name}.journal")
 
     def progress():
@@ -301,16 +292,7 @@ def kill(folder, out, undisturbed, kills, seed):
         "from pathlib import Path\nfrom dataset_loader.preparing.validate import Rules, validate\n"
         f"validate({str(folder)!r}, out={str(out)!r}, rules={ANY!r}, jobs=2)"
     )
-    kill_at_random_moments(code, kills, seed, progress=progress, run_to_the_end=run_to_the_end)
-
-
-def test_killed_twice(folder, undisturbed, tmp_path):
-    kill(folder, tmp_path / "m.csv", undisturbed, 2, seed=0)
-
-
-@pytest.mark.slow
-def test_killed_thirty_times(folder, undisturbed, tmp_path):
-    kill(folder, tmp_path / "m.csv", undisturbed, 30, seed=1)
+    kill_at_random_moments(code, kills, kills, progress=progress, run_to_the_end=run_to_the_end)
 
 
 def test_a_journal_that_was_torn(folder, undisturbed, tmp_path, capsys):
@@ -353,128 +335,6 @@ def test_quarantine_moves_what_is_bad_and_nothing_else(tmp_path, pictures):
             validate(folder, rules=ANY, jobs=1, quarantine=wrong)
     with pytest.raises(InputError, match="does not go with --shard"):
         validate(folder, rules=ANY, jobs=1, quarantine=away, shard="1/2")
-
-
-# ---- Mutations
-
-
-def audio_only():
-    data = io.BytesIO()
-    with wave.open(data, "wb") as file:
-        file.setnchannels(1), file.setsampwidth(2), file.setframerate(8000)
-        file.writeframes(bytes(16000))
-    return data.getvalue()
-
-
-def mutated(folder, pictures, count, seed=0):
-    """Write `count` files, each damaged in another way; {name: (kind, what its reason must say, or None)}."""
-    generator = random.Random(seed)
-    made = {}
-    bases = {}
-    for suffix, codec in [(".mp4", "libx264"), (".mkv", "libx264"), (".ts", "libx264"), (".avi", "mpeg4"),
-                          (".mov", "mpeg4"), (".ts", "mpeg2video"), (".webm", "libvpx-vp9")]:  # fmt: skip
-        path = folder.parent / f"base{suffix}"
-        fast = {"deadline": "realtime", "cpu-used": "8"} if codec == "libvpx-vp9" else None
-        write_video(path, pictures, 30, codec=codec, options=fast)
-        bases[codec, suffix] = path.read_bytes()
-    odd = {}
-    for name, make in ODD.items():
-        make(path := folder.parent / name, pictures)
-        suffix, kind = path.suffix, path.stem
-        bases[kind, suffix] = path.read_bytes()
-        odd[kind] = suffix, bases[kind, suffix], {"pause": "its clock pauses", "joined": "starts anew"}.get(kind, "")
-    lossless = dict(codec="ffv1", pixel_format="yuv444p")
-    for kind, seen, times, says, options in [
-        ("one.mp4", pictures[:1], 30, "only one frame", {}),
-        ("tiny.mkv", pictures[:, :1, :1], 30, "is 1×1, under 16 pixels", lossless),
-        ("odd sides.mkv", pictures[:, :37, :51], 30, "", lossless),
-        ("instant.mkv", pictures, [0.0] * 30, "shows all of its 30 frames at one time", lossless),
-        ("instant, too.mp4", pictures, [0.0] * 30, "shows all of its 30 frames at one time", {}),
-    ]:
-        write_video(path := folder.parent / kind, seen, times, **options)
-        odd[path.stem] = path.suffix, path.read_bytes(), says
-    odd |= {
-        "empty": (".mp4", b"", "is empty"),
-        "text": (".mkv", b"This is not a video.\n" * 20, "cannot be opened as a video"),
-        "audio": (".mp4", audio_only(), "no video stream"),
-    }
-    kinds = ["cut", "flip", "flip", "noise", "zeros", "header", *odd]
-    folder.mkdir()
-    for number in range(count):
-        kind = kinds[number % len(kinds)]
-        (_, suffix), data = generator.choice(sorted(bases.items()))
-        data, says = bytearray(data), None
-        if kind == "cut":
-            del data[generator.randrange(1, len(data)) :]
-        elif kind == "flip":
-            for _ in range(generator.choice([1, 10, 100])):
-                data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
-        elif kind in ("noise", "zeros"):
-            first = generator.randrange(len(data))
-            size = min(len(data) - first, generator.randrange(1, 2000))
-            data[first : first + size] = generator.randbytes(size) if kind == "noise" else bytes(size)
-        elif kind == "header":
-            data[generator.randrange(200)] = generator.randrange(256)
-        else:
-            suffix, data, says = odd[kind]
-        name = os.fsdecode(f"{number:04}_{kind}".encode() + b"\xe9" * (number % 5 == 0)) + suffix  # no UTF-8
-        (folder / name).write_bytes(data)
-        (folder / f"._{name}").write_bytes(b"\0\5\x16\7")  # what macOS puts beside it, and nobody lists
-        made[name] = kind, says
-    (folder / ".ipynb_checkpoints").mkdir()
-    (folder / ".ipynb_checkpoints" / "a.mp4").write_bytes(bases["libx264", ".mp4"])
-    return made
-
-
-MOST_MEMORY = 600 << 20  # bytes in a process: 420 MiB were measured, most of it libraries that it is forked with
-
-
-@contextmanager
-def peaks_of_memory():
-    """Look at the processes at work all the time; yields {process id: the most bytes that it held}."""
-    over = threading.Event()
-    peaks: dict[int, int] = {}
-
-    def look():
-        while not over.wait(0.01):
-            for process in multiprocessing.active_children():
-                with suppress(OSError, StopIteration):
-                    status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-                    line = next(line for line in status if line.startswith("VmHWM:"))
-                    peaks[process.pid] = int(line.split()[1]) * 1024
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield peaks
-    finally:
-        over.set()
-        thread.join()
-
-
-def check_mutated(tmp_path, pictures, count, seed):
-    made = mutated(tmp_path / "bad", pictures, count, seed)
-    with peaks_of_memory() as peaks:
-        rows = {row.path: row for row in validate(tmp_path / "bad", rules=ANY, jobs=2, silence=20)}
-    assert peaks and max(peaks.values()) < MOST_MEMORY, peaks
-    assert rows.keys() == made.keys()
-    for name, (_, says) in made.items():
-        row = rows[name]
-        assert row.status in ("ok", "damaged", "clock", "short", "small", "unreadable"), row
-        assert (row.reason == "") == (row.status == "ok"), row
-        assert says is None or (says in row.reason if says else row.status == "ok"), row
-        assert row.frames >= {"ok": 2, "damaged": 1}.get(row.status, 0), row
-    return Counter((made[name][0], row.status) for name, row in rows.items())
-
-
-def test_sixty_mutations(tmp_path, pictures):
-    counts = check_mutated(tmp_path, pictures, 60, seed=0)
-    assert counts["flip", "damaged"] + counts["noise", "damaged"] + counts["cut", "damaged"] >= 3, counts
-
-
-@pytest.mark.slow
-def test_thousand_mutations(tmp_path, pictures):
-    print(sorted(check_mutated(tmp_path, pictures, 1000, seed=1).items()))
 
 
 def test_a_later_validate_keeps_the_sides(folder, tmp_path):
