@@ -46,6 +46,22 @@ def trainer():
 
 
 @pytest.fixture(scope="session")
+def quick():
+    """Run a command that trains, without the figures and the rehearsal of a run: both take as long as the few steps of
+    these. `cli/test_cli` and `ml/test_training` have them."""
+    from cli.main import main
+    from ml.reporting import Listener
+
+    def quick(*words):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ml.training.Figures", lambda *given: Listener())
+            patch.setattr("cli.train.try_out", lambda config: None)
+            return main([str(word) for word in words])
+
+    return quick
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data beside the project; a fresh machine has none."""
     if not SHARED.is_dir():

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,17 @@ MAY_IMPORT = {
 }
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def no_circle(package: str) -> list[str]:
     """The modules of a package, each behind all that it imports at its top; graphlib raises CycleError for a circle."""
     files = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / package).rglob("*.py")}
     needs: dict[str, set[str]] = {}
     for name, path in files.items():
-        tree = ast.parse(path.read_text())
+        tree = parsed(path)
         named: set[str] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module:
@@ -48,7 +54,7 @@ def test_no_file_imports_itself_by_way_of_others(package):
 
 def imports(path: Path):
     """(module, at the top of the file?) of every import, also those inside functions and `if TYPE_CHECKING`."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     top = {id(node) for node in tree.body}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,7 +1,10 @@
 """What the README and the pages of docs/ tell people to type exists, and the README's Python runs."""
 
+import io
 import itertools
 import re
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,8 +35,17 @@ def test_links_lead_somewhere():
             assert "://" in link or (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+@cache
+def help_of(*words):
+    """What a command says of itself; once for all lines that name it."""
+    said = io.StringIO()
+    with redirect_stdout(said), pytest.raises(SystemExit):
+        main([*words, "--help"])
+    return said.getvalue()
+
+
 @pytest.mark.parametrize("line", TYPED)
-def test_commands_and_flags_exist(line, capsys):
+def test_commands_and_flags_exist(line):
     program, *words = line.split()
     if program == "make":
         targets = (ROOT / "Makefile").read_text()
@@ -43,9 +55,7 @@ def test_commands_and_flags_exist(line, capsys):
     assert name in COMMANDS, line
     benchmark = words[1:2] if name in ("eval", "score") and not words[1].isupper() else []
     preset = [w for flag, w in itertools.pairwise(words) if flag == "--preset"]
-    with pytest.raises(SystemExit):
-        main([*name.split(), *benchmark, *(["--preset", *preset] if preset else []), "--help"])
-    text = capsys.readouterr().out
+    text = help_of(*name.split(), *benchmark, *(["--preset", *preset] if preset else []))
     for flag in re.findall(r"--[\w-]+", line):
         assert flag in text, f"{line}: {flag} is no flag of {name}"
 

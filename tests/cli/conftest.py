@@ -1,26 +1,8 @@
-"""What the tests of commands share: short runs, and a small data set in the layout of CamVid."""
+"""What the tests of commands share: a small data set in the layout of CamVid."""
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from cli.main import main
-
-
-@pytest.fixture(scope="session")
-def quick():
-    """Run a command that trains, without the figures and the rehearsal of a run: both take as long as the few steps of
-    these. `test_cli` and `ml/test_training` have them."""
-
-    def quick(*words):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ml.training.Figures", lambda *given: Listener())
-            patch.setattr("cli.train.try_out", lambda config: None)
-            return main([str(word) for word in words])
-
-    from ml.reporting import Listener
-
-    return quick
 
 
 @pytest.fixture

@@ -35,10 +35,9 @@ def test_matrix_products_are_the_least_there_can_be(mask_ratio, futures):
     assert (cost.attention_forward, cost.attention_calls) == attention_forward(model, 2, 30, futures)
 
 
-@pytest.mark.parametrize(("name", "mask_ratio"), [("siammae_small_patch16", 0.95), ("siammae_base_patch16", 0.5)])
-def test_and_so_they_are_at_full_size(name, mask_ratio):
+def test_and_so_they_are_at_full_size():
     with torch.device("meta"):
-        model = build_model(name, mask_ratio=mask_ratio)
+        model = build_model("siammae_base_patch16", mask_ratio=0.95)
     cost = count(lambda: model(**noise_batch(model, 2))[0])
     assert 1 <= cost.products / least_products(model, 2, 196) <= 1.01
     assert (cost.attention_forward, cost.attention_calls) == attention_forward(model, 2, 196)

@@ -94,7 +94,7 @@ def test_one_frame_twice_says_what_it_says_once():
     torch.testing.assert_close(two(pair[:, [0, 0, 1]], noise=noise)[1], one(pair, noise=noise)[1], rtol=0, atol=1e-5)
 
 
-def test_it_is_trained_by_the_command_and_the_configuration_agrees(clips, tmp_path):
+def test_it_is_trained_by_the_command_and_the_configuration_agrees(clips, quick, tmp_path):
     config = RunConfig().replace(second="later", futures=1)
     assert config.model_arguments["pasts"] == 2 and config.data.frames == 3
     assert "pasts" not in RunConfig().model_arguments
@@ -105,7 +105,7 @@ def test_it_is_trained_by_the_command_and_the_configuration_agrees(clips, tmp_pa
     line = ["train", "--data", clips, "--root", tmp_path, "--preset", "smoke", "--epochs", "1", "--image-size", "32"]
     line += ["--second", "later", "--rotation", "45", "--rotation-each", "--mask-strategy", "hard"]
     line += ["--device", "cpu"]
-    assert main([str(word) for word in line]) == 0
+    assert quick(*line) == 0
     assert list((tmp_path / "checkpoints").glob("*/1.pt"))
 
 

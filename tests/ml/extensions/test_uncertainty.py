@@ -172,7 +172,7 @@ def test_heads_learn_on_a_frozen_model_and_are_read_back(tmp_path):
         train_heads(model, [batch()] * 2, steps=5)
 
 
-def test_the_command(clips, tmp_path, capsys):
+def test_the_command(clips, tmp_path, monkeypatch, capsys):
     model = SiamMAE(MAEEncoder(32, 8, 16, 1, 2), 0.75, decoder_size=(16, 1, 2), mask_strategy="hard")
     save_checkpoint(tmp_path / "1.pt", dict(model=model.state_dict(), config=model.config, epoch=1, step=1, run="tiny"))
     out = tmp_path / "out"
@@ -187,6 +187,7 @@ def test_the_command(clips, tmp_path, capsys):
             assert min(picture.size) > 200
     assert main(["uncertainty", *asked, "--out", str(out)]) == 2
     assert "holds files already" in capsys.readouterr().err
+    monkeypatch.setattr("ml.plots.save_figure", lambda *given, **settings: None)  # they were drawn once
     again = ["--out", str(tmp_path / "again"), "--heads", str(out / "heads.pt")]
     assert main(["uncertainty", *asked, *again]) == 0
     assert json.loads((tmp_path / "again" / "uncertainty.json").read_text())["videos"] == 6
@@ -194,7 +195,7 @@ def test_the_command(clips, tmp_path, capsys):
     assert "draws 0" in capsys.readouterr().err
 
 
-def test_heads_learn_from_a_single_video(clips, tmp_path):
+def test_heads_learn_from_a_single_video(clips, tmp_path, monkeypatch):
     """Only to measure takes a second one; training once waited for it for ever."""
     model = SiamMAE(MAEEncoder(32, 8, 16, 1, 2), 0.75, decoder_size=(16, 1, 2))
     save_checkpoint(tmp_path / "1.pt", dict(model=model.state_dict(), config=model.config, epoch=1, step=1, run="tiny"))
@@ -206,6 +207,7 @@ def test_heads_learn_from_a_single_video(clips, tmp_path):
     for path in sorted(path for path in clips.iterdir() if path.suffix == ".mp4" and path != first):
         shutil.copy(path, others)
     asked = [str(tmp_path / "1.pt"), "--data", str(others), "--train-data", str(tmp_path / "one")]
+    monkeypatch.setattr("ml.plots.save_figure", lambda *given, **settings: None)
     sizes = ["--draws", "2", "--visits", "2", "--batch-size", "4", "--steps", "2"]
     assert main(["uncertainty", *asked, *sizes, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "heads.pt").is_file()
