@@ -23,7 +23,7 @@ demo: .venv/.installed-demo  ## train at 50, 75 and 95 % on built-in clips (or D
 	$(BIN)/siammae demo $(if $(DATA),--data "$(DATA)")
 
 test: .venv/.installed-dev  ## the tests that everybody runs, some minutes (JOBS=2: at once)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/.installed-dev  ## the long tests
 	$(BIN)/python -m pytest -q -m slow

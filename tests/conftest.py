@@ -12,6 +12,16 @@ from dataset_loader.synthetic import synthetic_video
 from tests.processes import Trainer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+# What takes longest begins first, so that of the two processes of `make test` none is left alone with it in the end.
+LONGEST = (
+    "test_notebook.py", "test_notebooks.py", "test_resume.py", "test_ranks.py", "test_benchmarks.py", "test_export.py",
+    "test_clips.py", "test_power_failure.py", "test_contract.py", "test_cli.py", "test_ascii_locale.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""SiamMAE.ipynb: thin, and it runs from top to bottom into a page."""
+"""SiamMAE.ipynb runs from top to bottom into a page; that it is thin, `test_notebooks` says."""
 
 import argparse
 import re
@@ -6,21 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import torch
 
 from mae.models_mae import MaskedAutoencoderViT
 
 ROOT = Path(__file__).parents[1]
-
-
-def test_cells_are_short_and_hold_no_definitions():
-    notebook = nbformat.read(ROOT / "SiamMAE.ipynb", as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert len(cell.source.splitlines()) <= 15, cell.source
-            assert not re.search(r"^\s*(def|class)\s|lambda", cell.source, re.M), cell.source
-            assert cell.outputs == [] and cell.execution_count is None
 
 
 def test_it_runs_from_top_to_bottom(clips, tmp_path):

@@ -49,9 +49,11 @@ def execute(kernel):
     return execute
 
 
-@pytest.mark.parametrize("name", ["compare_encoders", "dataloading", "how_we_know", "mae_st", "uncertainty"])
-def test_cells_are_short_and_hold_no_definitions(name):
-    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+@pytest.mark.parametrize(
+    "path", [ROOT / "SiamMAE.ipynb", *sorted((ROOT / "notebooks").glob("*.ipynb"))], ids=lambda path: path.stem
+)
+def test_cells_are_short_and_hold_no_definitions(path):
+    cells = nbformat.read(path, as_version=4).cells
     assert cells[0].cell_type == "markdown"
     for cell in cells:
         if cell.cell_type == "code":

@@ -2,7 +2,6 @@
 
 import argparse
 import fractions
-import os
 import pathlib
 import pickle
 import warnings
@@ -20,6 +19,7 @@ from common.errors import InputError
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT
 from mae.reading import read_checkpoint
 from mae.weights import PUBLIC_WEIGHTS, load_pretrained, load_strictly
+from tests.foreign import Payload
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mae_tiny.safetensors"
 TINY = dict(img_size=48, patch_size=8, embed_dim=48, depth=3, num_heads=4, mlp_ratio=4.0)
@@ -166,16 +166,6 @@ def test_a_dict_is_expected(tmp_path):
 
 
 # Files that would run code
-
-
-class Payload:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
 
 
 @pytest.mark.parametrize("save", SAVE.values(), ids=SAVE)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from torch import nn
 from common.errors import InputError
 from mae.formats import load, load_encoder
 from mae.models_mae import MAEEncoder, MaskedAutoencoderViT
-from tests.foreign import refused
+from tests.foreign import Payload, refused
 
 legacy = partial(torch.save, _use_new_zipfile_serialization=False)
 
@@ -323,14 +322,6 @@ def test_a_whole_module_of_real_parts(tmp_path):
     assert loaded.decoder().size == (32, 1, 4) and loaded.decoder().norm_pix_loss
     images = torch.randint(0, 256, (1, 3, 40, 64), dtype=torch.uint8)
     torch.testing.assert_close(loaded.encoder.encode(images), mae.encode(images), rtol=0, atol=1e-5)
-
-
-class Payload:
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
 
 
 class Command(Payload):
