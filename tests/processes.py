@@ -43,7 +43,7 @@ class Trainer:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(60)
+        self.process.wait(LIMIT)
         self.process.stdout.close()
 
 
