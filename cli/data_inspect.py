@@ -1,7 +1,7 @@
 """siammae data inspect FOLDER --out PICTURE"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,6 +16,7 @@ def main(
     seed: int = 0,
     fps: float = 30,
     template: str | None = None,
+    second: Literal["none", "past", "later"] = "none",
 ) -> None:
     """Draw frame pairs of a data set, each with its gap in time, into one picture.
 
@@ -28,12 +29,15 @@ def main(
         seed: another one gives other pairs
         fps: rate of pictures without times
         template: which pictures of a folder that holds several kinds, such as "img_{:05d}.jpg"
+        second: a second frame to look into between f1 and f2, as in a training with this flag
     """
     from dataset_loader.contact_sheet import contact_sheet
     from dataset_loader.dataset import get_kinetics_dataset
 
     contact_sheet(
-        get_kinetics_dataset(folder, image_size=size, augment=augment, seed=seed, fps=fps, template=template),
+        get_kinetics_dataset(
+            folder, image_size=size, augment=augment, seed=seed, fps=fps, template=template, second=second
+        ),
         out,
         count=count,
     )

@@ -5,7 +5,15 @@ from pathlib import Path
 from common.errors import InputError
 
 
-def main(out: Path, data: Path | None = None, count: int = 8, size: int = 224, seed: int = 0) -> None:
+def main(
+    out: Path,
+    data: Path | None = None,
+    count: int = 8,
+    size: int = 224,
+    seed: int = 0,
+    rotation: float = 0.0,
+    rotation_each: bool = False,
+) -> None:
     """Write frame pairs for figures: from the synthetic generator, or from the videos of a folder.
 
     Args:
@@ -14,6 +22,8 @@ def main(out: Path, data: Path | None = None, count: int = 8, size: int = 224, s
         count: pairs
         size: side of the frames in pixels
         seed: another one gives other pairs
+        rotation: of videos: crop, flip and turn by up to so many degrees, as a training with --rotation does
+        rotation_each: each frame by an angle of its own
     """
     import numpy as np
 
@@ -24,7 +34,8 @@ def main(out: Path, data: Path | None = None, count: int = 8, size: int = 224, s
     if count < 1:
         raise InputError(f"count is {count}; expected at least 1")
     if data is not None:
-        dataset = get_kinetics_dataset(data, image_size=size, augment=False, seed=seed)
+        turned = dict(augment=rotation > 0, rotation=rotation, rotation_each=rotation_each)
+        dataset = get_kinetics_dataset(data, image_size=size, seed=seed, **turned)
         spread = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
         chosen = [dataset[epoch, index] for epoch, index in enumerate(spread)]  # another pair where a video comes again
         video = np.stack([sample["video"].numpy() for sample in chosen])

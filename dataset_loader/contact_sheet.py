@@ -16,8 +16,9 @@ INK, PAPER, FAINT = (20, 20, 20), (255, 255, 255), (110, 110, 110)
 def contact_sheet(dataset: Any, out: str | Path, *, count: int = 8) -> None:
     """Draw pairs into a PNG, one row a pair: f1, f2, the gap in seconds, the times and the name of the video.
 
-    dataset: samples with `video` uint8 [2, 3, S, S], `time` [2] in seconds, and `path`. count: pairs, evenly spread
-    over the data set. Raises InputError if `out` is there already.
+    dataset: samples with `video` uint8 [F, 3, S, S], `time` [F] in seconds, and `path`; of F = 3 the frame between f1
+    and f2 is a second one to predict from. count: pairs, evenly spread over the data set. Raises InputError if `out` is
+    there already.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -30,17 +31,18 @@ def contact_sheet(dataset: Any, out: str | Path, *, count: int = 8) -> None:
     samples = [dataset[int(k)] for k in chosen]
     side = samples[0]["video"].shape[-1]
     step = side + MARGIN
-    sheet = Image.new("RGB", (2 * step + MARGIN + TEXT, len(samples) * step + MARGIN), PAPER)
+    left = len(samples[0]["video"]) * step + MARGIN
+    sheet = Image.new("RGB", (left + TEXT, len(samples) * step + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(18), ImageFont.load_default(13)
     for row, sample in enumerate(samples):
         top = MARGIN + row * step
         for column, frame in enumerate(sample["video"]):
             sheet.paste(Image.fromarray(frame.permute(1, 2, 0).numpy()), (MARGIN + column * step, top))
-        past, future = (float(at) for at in sample["time"])
-        left = 2 * step + MARGIN
+        past, *second, future = (float(at) for at in sample["time"])
+        between = "".join(f"second at {at:.3f} s, " for at in second)
         draw.text((left, top), f"gap {future - past:.3f} s", INK, large)
-        draw.text((left, top + 26), f"f1 at {past:.3f} s, f2 at {future:.3f} s", FAINT, small)
+        draw.text((left, top + 26), f"f1 at {past:.3f} s, {between}f2 at {future:.3f} s", FAINT, small)
         draw.text((left, top + 46), _wrapped(Path(sample["path"]).name), FAINT, small)
     try:
         write_atomically(out, lambda file: sheet.save(file, "png"))
