@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
 PHOTOS ?=
+VIDEOS ?=
 ARGS ?=
 JOBS ?= 2
 
@@ -28,6 +29,11 @@ test: .venv/.installed-dev  ## the tests that everybody runs, some minutes (JOBS
 test-long: .venv/.installed-dev  ## the long tests
 	$(BIN)/python -m pytest -q -m slow
 
+gpu: .venv/.installed-dev  ## some 20 minutes on a GPU: measure training and evaluation (DATA=folder of DAVIS, VIDEOS=folder), run the tests that need one
+	$(BIN)/python -m benchmarks.gpu_train --out runs/gpu $(if $(VIDEOS),--data "$(VIDEOS)")
+	$(BIN)/python -m benchmarks.gpu_eval --out runs/gpu $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -m pytest -q -m gpu
+
 check-code: .venv/.installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,4 +53,4 @@ zoo: .venv/.installed-demo  ## hours: train the models of checkpoints/ anew, fro
 	@test -n "$(DATA)" -a -n "$(PHOTOS)" || { echo 'zoo: make zoo DATA=path/to/videos PHOTOS=path/to/pictures'; exit 2; }
 	PATH="$(BIN):$$PATH" bash checkpoints/zoo.sh "$(DATA)" "$(PHOTOS)"
 
-.PHONY: help demo test test-long check check-code format learn zoo
+.PHONY: help demo test test-long gpu check check-code format learn zoo

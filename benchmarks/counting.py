@@ -113,6 +113,12 @@ def attention_forward(model: SiamMAE, pasts: int, N: int, futures: int = 1) -> t
     return 4 * pasts * (encoder + decoder), 2 * size["depth"] + 2 * decoder_depth
 
 
+def flops_a_pair(model: SiamMAE, futures: int = 1) -> float:
+    """FLOPs of a pair, forward and backward, the least there can be; attention's backward is twice its forward."""
+    N = model.grid[0] * model.grid[1]
+    return (least_products(model, 1, N, futures) + 3 * attention_forward(model, 1, N, futures)[0]) / futures
+
+
 def noise_batch(model: Model, samples: int, futures: int = 1) -> dict[str, Tensor]:
     """Pasts with their futures, or clips, of noise in the loader's memory layout (channels last), with their seeds,
     where the model is."""

@@ -1,314 +1,339 @@
-"""`python -m benchmarks.gpu_train --data VIDEOS --out FOLDER`: what a GPU makes of the training step, in one run.
+"""`python -m benchmarks.gpu_train --out FOLDER [--data VIDEOS]`: what a GPU makes of the training step, in 8 minutes.
 
-For each model, batches are doubled until they no longer pay or fit; a step is forward in bfloat16, backward and fused
-AdamW, with the data on the device. Its model FLOPs (the formula's least, attention's backward as twice its forward)
-are set against a bfloat16 matrix product measured beside it. What was tried on top (compile, futures=2, checkpointing)
-is measured at the best batch; then a profile by kernel; then training from the real loader, with the share of waiting.
-Parts that no longer fit into the time are left out and named.
+Every row is the engine's own `training_step` on a batch that is on the device already, or on the loader's. The file is
+written after each row; what may take long comes last; what no longer fits into the time is named. FLOPs are the least
+that a step can do; they are set against the maker's figure, and against a matrix product measured in the same run.
+`--reckon` measures nothing: it says, on any machine, what should come out (see benchmarks/reckoning.py).
 
 Legend: B pairs in a step.
 """
 
 import argparse
-import json
+import gc
+import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.counting import attention_forward, least_products, noise_batch
+from benchmarks.bench import Bench, Late
+from benchmarks.counting import flops_a_pair, noise_batch
+from benchmarks.gpu_report import bars, table
+from benchmarks.reckoning import NOMINAL, markdown, reckon
 from common.errors import InputError
+from common.files import write_json, write_text
 from dataset_loader import get_kinetics_dataset, make_loader
+from dataset_loader.packed import write_shard
+from dataset_loader.synthetic import synthetic_video
+from ml.devices import best_device, in_bfloat16, leave_cores, precision
+from ml.optimisation import make_optimizer
+from ml.ranks import compile_as_graphs, compile_blocks, shared
 from ml.SiamMAE import SiamMAE, build_model
+from ml.step import training_step
 
-# model: the share of the matrix rate that is aimed at
-AIMS = {"siammae_small_patch16": 0.40, "siammae_base_patch16": 0.50, "siammae_large_patch16": 0.50}
-# What a kernel's name holds → what it does, the first that fits.
-KINDS = {
-    "attention": ("flash", "fmha", "attention"),
-    "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "::mm", "addmm", "cublas"),
-    "AdamW": ("adam", "multi_tensor"),
-    "layer norm": ("layer_norm", "layernorm"),
-    "GELU": ("gelu",),
-    "sums over rows": ("reduce", "::sum"),
-    "copies, casts, gathers": ("copy", "memcpy", "memset", "cat", "index", "gather", "fill"),
-    "other elementwise": ("elementwise",),
+# model: its batches, the first of which gets a profile, and the share of the matrix rate that is aimed at
+MODELS: dict[str, tuple[tuple[int, ...], float]] = {
+    "siammae_small_patch16": ((256, 1024, 64), 0.45),
+    "siammae_base_patch16": ((256, 64), 0.55),
+    "siammae_large_patch16": ((128, 256, 32), 0.60),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """models, batches (pairs); seconds: of a measured stretch; product: side; budget: seconds for everything."""
+    """seconds: of a measured stretch; product: side; budget: seconds for everything; loader_batch: pairs."""
 
-    models: tuple[str, ...] = tuple(AIMS)
-    batches: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    models: dict[str, tuple[tuple[int, ...], float]] = field(default_factory=lambda: dict(MODELS))
     mask_ratio: float = 0.95
-    seconds: float = 3.0
+    seconds: float = 2.5
     product: int = 8192
-    budget: float = 440.0
+    budget: float = 450.0
     image_size: int = 224
     loader_batch: int = 256
+    clips: int = 64
 
 
-SMOKE = Settings(("siammae_micro_patch8",), (2, 4), seconds=0.05, product=128, image_size=64, loader_batch=4)
+SMOKE = Settings(
+    {"siammae_micro_patch8": ((2, 4), 0.45)}, seconds=0.05, product=128, image_size=64, loader_batch=4, clips=4
+)  # fmt: skip
 
 
-class Bench:
-    """The device, the clock of the whole run, and what was left out."""
+class Job(NamedTuple):
+    """what, how many seconds it should take at most, and what does it: it adds its rows itself."""
 
-    def __init__(self, settings: Settings, device: torch.device) -> None:
-        self.settings, self.device = settings, device
-        self.bfloat16 = device.type == "cuda"  # without support in hardware it is a hundred times slower than float32
-        self.end = time.monotonic() + settings.budget
-        self.left_out: list[str] = []
+    what: str
+    seconds: float
+    work: Callable[[], None]
 
-    def time_for(self, what: str, seconds: float) -> bool:
-        """Whether there is time for a part that takes so long; if not, it is written down."""
-        if time.monotonic() + seconds < self.end:
-            return True
-        self.left_out.append(what)
-        return False
 
-    def seconds_of(self, work: Callable[[], Any]) -> float:
-        """Mean seconds of one call, over a stretch that is long enough, after three unmeasured ones."""
-        for _ in range(3):
-            work()
-        self.wait()
-        calls, start = 0, time.perf_counter()
-        while True:
-            work()
-            calls += 1
-            if calls % 4 == 0 or self.device.type == "cpu":  # a GPU that is asked too often stands still meanwhile
-                self.wait()
-                if time.perf_counter() - start > self.settings.seconds:
-                    return (time.perf_counter() - start) / calls
+class Run(Bench):
+    """The rows of one run. content: what is found, written to `folder` after each."""
 
-    def wait(self) -> None:
+    def __init__(
+        self, settings: Settings, device: torch.device, folder: Path, data: str | None = None, workers: int = 15,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        super().__init__(settings, device, clock)
+        self._folder, self._data, self._workers = folder, data, workers
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU: says nothing about a GPU"
+        self.nominal = NOMINAL if any(known in name for known in ("H100", "H200")) else None
+        self.rate: float | None = None
+        self.content: dict[str, Any] = {
+            "device": name, "torch": torch.__version__, "settings": asdict(settings), "rows": [],
+            "left_out": self.left_out,
+        }  # fmt: skip
+
+    def add(self, what: str, **row: Any) -> None:
+        self.content["rows"].append({"what": what, **row})
+        self.write()
+
+    def write(self) -> None:
+        write_json(self._folder / "gpu_train.json", self.content)
+        write_text(self._folder / "gpu_train.txt", table(self.content) + "\n")
+
+    def go(self, jobs: list[Job]) -> None:
+        """One after the other; what fails is a row that says so, and takes nothing else with it."""
+        self.write()
+        waiting = list(jobs)
+        try:
+            with self.deadline():
+                while waiting:
+                    job = waiting[0]
+                    if self.time_for(job.what, job.seconds):
+                        try:
+                            job.work()
+                        except Exception as error:
+                            if isinstance(error, Late):
+                                raise
+                            said = str(error).splitlines() or [""]
+                            self.add(job.what, failed=f"{type(error).__name__}: {said[0][:200]}")
+                        gc.collect()
+                        if self.device.type == "cuda":
+                            torch.cuda.empty_cache()
+                    waiting.pop(0)
+        except Late:
+            self.left_out += [job.what for job in waiting]
+        self.write()
+
+    def jobs(self) -> list[Job]:
+        """What is surest and matters most comes first."""
+        models, seconds = self.settings.models, self.settings.seconds
+        first = next(iter(models))
+        compiled, eager = 12 * seconds + 30, 4 * seconds + 5
+        result = [Job("matrix product", 2 * seconds, self.product)]
+        result += [Job(f"{name}, attention", 5, lambda n=name: self.attention(n)) for name in models]  # type: ignore[misc]
+        result += [Job("loader alone", 8 * seconds + 10, self.loader_alone)]
+
+        def step(name: str, batch: int, how: str, expected: float = eager, **options: Any) -> Job:
+            what = f"{name}, {how}, batch {batch}"
+            return Job(what, expected, lambda: self.step(name, batch, how, **options))
+
+        result += [step(name, b[0], "compiled", compiled, more=True) for name, (b, _) in models.items()]
+        result += [step(name, b[0], "eager", eager, profiled=True) for name, (b, _) in models.items()]
+        result += [step(name, size, "compiled", compiled) for name, (b, _) in models.items() for size in b[1:]]
+        batch = models[first][0][0]
+        result += [step(first, batch, strategy, compiled, strategy=strategy) for strategy in ("ddp", "fsdp")]
+        result += [
+            step(first, batch, "futures=2", futures=2),
+            step(first, batch, "checkpointing", checkpointing=True),
+            step(first, batch, "decoder in float32", decoder_float32=True),
+        ]
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def matrix_rate(self) -> float:
-        """FLOP/s of a square matrix product, in bfloat16 on a GPU."""
-        side, dtype = self.settings.product, torch.bfloat16 if self.bfloat16 else torch.float32
-        a, b = (torch.randn(side, side, device=self.device, dtype=dtype) for _ in range(2))
-        out = torch.empty_like(a)
-        return 2 * side**3 / self.seconds_of(lambda: torch.mm(a, b, out=out))
-
-    def step(self, model: SiamMAE, batch: dict[str, Any]) -> Callable[[], None]:
-        """A whole step, ready to be called again and again."""
-        optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-5, fused=True)
-
-        def work() -> None:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                loss = model(**batch)[0]
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        return work
+            result.append(step(first, batch, "CUDA graphs", 120))
+        return result
 
     def model(self, name: str, **options: Any) -> SiamMAE:
         torch.manual_seed(0)
-        return build_model(name, mask_ratio=self.settings.mask_ratio, device=self.device, **options)
+        model: Any = build_model(name, mask_ratio=self.settings.mask_ratio, device=self.device, **options)
+        return model
 
+    def product(self) -> None:
+        """The rate of a square matrix product, in the step's format."""
+        side, dtype = self.settings.product, torch.bfloat16 if in_bfloat16(self.device) else torch.float32
+        a, b = (torch.randn(side, side, device=self.device, dtype=dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        self.rate = 2 * side**3 / self.seconds_of(lambda: torch.mm(a, b, out=out))
+        self.add("matrix product", tflops=self.rate / 1e12, share_of_nominal=self._share(self.rate, self.nominal))
 
-def flops_a_pair(model: SiamMAE, futures: int = 1) -> float:
-    """Model FLOPs of a pair, forward and backward."""
-    N = model.grid[0] * model.grid[1]
-    return (least_products(model, 1, N, futures) + 3 * attention_forward(model, 1, N, futures)[0]) / futures
+    def attention(self, name: str) -> None:
+        """Which of torch's attentions are taken, and for how many tokens and how wide heads."""
+        model = self.model(name)
+        watch = _Attention()
+        batch = noise_batch(model, 2)
+        with watch, precision(self.device):
+            model(**batch)
+        self.add(f"{name}, attention", chosen=sorted(watch.found))
 
+    def step(
+        self, name: str, batch: int, how: str, *, futures: int = 1, strategy: Any = None, more: bool = False,
+        profiled: bool = False, **options: Any,
+    ) -> None:  # fmt: skip
+        """Steps of one model at one batch. more: a profile as well, and for the first model steps from the loader."""
+        torch._dynamo.reset()  # else the ninth shape of a block would run as it is
+        model = self.model(name, **options)
+        module: nn.Module = model
+        if how == "CUDA graphs":
+            compile_as_graphs(model)
+        elif how == "compiled" or strategy:
+            compile_blocks(model, "inductor" if self.device.type == "cuda" else "eager")
+        with tempfile.TemporaryDirectory() as folder, _one_rank(folder, self.device, bool(strategy)):
+            if strategy:
+                module = shared(model, strategy, 1, self.device)
+            optimizer = make_optimizer(model, 1e-5)
+            data = noise_batch(model, batch // futures, futures)
+            given = {"video": data["video"], "seed": data["seeds"]}
+            work = lambda: training_step(module, [given], optimizer, device=self.device)  # noqa: E731
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            seconds = self.seconds_of(work)
+            flops = flops_a_pair(model, futures) * batch
+            self.add(
+                f"{name}, {how}", batch=batch, pairs_a_second=batch / seconds, milliseconds=1e3 * seconds,
+                share=self._share(flops / seconds, self.rate),
+                share_of_nominal=self._share(flops / seconds, self.nominal), aim=self.settings.models[name][1],
+                memory_gb=torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None,
+            )  # fmt: skip
+            if more or profiled:
+                self.add(f"{name}, {how}, profile", batch=batch, **self.profile(work))
+            if more and name == next(iter(self.settings.models)):
+                self.from_loader(f"{name}, {how}, from the loader", module, optimizer)
 
-def measure_model(bench: Bench, name: str) -> dict[str, Any]:
-    """The best batch, the share of the matrix rate there, what was tried on top, and where the time goes."""
-    settings = bench.settings
-    model = bench.model(name)
-    rate, flops = bench.matrix_rate(), flops_a_pair(model)
-    rows: list[dict[str, Any]] = []
+    @staticmethod
+    def _share(rate: float, of: float | None) -> float | None:
+        return rate / of if of else None
 
-    def row(what: str, pasts: int, **options: Any) -> dict[str, Any]:
-        futures, compiled = options.pop("futures", 1), options.pop("compiled", False)
-        built = bench.model(name, **options)
-        if compiled:
-            built.compile()
-        if bench.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        pairs = pasts * futures
-        speed = pairs / bench.seconds_of(bench.step(built, noise_batch(built, pasts, futures)))
-        found = {
-            "what": what, "batch": pairs, "pairs_a_second": speed,
-            "share": speed * flops_a_pair(built, futures) / rate,
-            "memory_gb": torch.cuda.max_memory_allocated() / 1e9 if bench.device.type == "cuda" else None,
-        }  # fmt: skip
-        rows.append(found)
-        return found
-
-    best: dict[str, Any] | None = None
-    for batch in settings.batches:
-        if best and not bench.time_for(f"{name}, batch {batch}", 3 * settings.seconds):
-            break
-        try:
-            found = row("as it is", batch)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            rows.append({"what": "as it is", "batch": batch, "failed": "out of memory"})
-            break
-        if best and found["pairs_a_second"] < 1.01 * best["pairs_a_second"]:
-            best = max(best, found, key=lambda each: each["pairs_a_second"])
-            break
-        best = found
-    if best is None:
-        raise InputError(f"{name}: a batch of {settings.batches[0]} pairs does not fit into this GPU's memory")
-    tried: dict[str, dict[str, Any]] = {
-        "futures=2": dict(pasts=max(1, best["batch"] // 2), futures=2),
-        "checkpointing": dict(pasts=best["batch"], checkpointing=True),
-        "decoder in float32": dict(pasts=best["batch"], decoder_float32=True),
-    }
-    if bench.device.type == "cuda":
-        tried["compiled"] = dict(pasts=best["batch"], compiled=True)
-    for what, options in tried.items():
-        if bench.time_for(f"{name}, {what}", 45 if what == "compiled" else 3 * settings.seconds):
+    @contextmanager
+    def _batches(self) -> Iterator[Iterator[dict[str, Any]]]:
+        """From the loader's processes, past the first ones; of synthetic clips in a packed shard where data is None."""
+        with tempfile.TemporaryDirectory() as folder:
+            data, size = self._data, self.settings.image_size
+            if data is None:
+                data = str(Path(folder) / "clips.tar")
+                scenes = ((f"{k}", _frames(k, size + 32)) for k in range(self.settings.clips))
+                write_shard(data, scenes)
+            dataset = get_kinetics_dataset(data, image_size=size, repeated_sampling=2, visits=10_000)
+            pinned = self.device.type == "cuda"
+            loader = make_loader(dataset, self.settings.loader_batch, workers=self._workers, pin_memory=pinned)
+            batches = iter(loader)
+            for _ in range(max(2, self._workers)):
+                next(batches)
             try:
-                row(what, **options)
-            except Exception as error:  # what was tried on top must not take the rest with it
-                rows.append({"what": what, "failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"})
-    result = {
-        "gflop_a_pair": flops / 1e9, "matrix_tflops": rate / 1e12, "best": best, "aim": AIMS.get(name), "rows": rows,
-    }  # fmt: skip
-    if bench.time_for(f"{name}, profile", 20):
-        result["profile"] = profile(bench, bench.step(model, noise_batch(model, best["batch"])))
-    return result
+                yield batches
+            finally:
+                batches.close()  # type: ignore[attr-defined]
+
+    def loader_alone(self) -> None:
+        """Pairs a second when nothing else is done, and what a batch costs the training thread."""
+        with self._batches() as batches:
+            start, own, pairs, count = time.perf_counter(), time.thread_time(), 0, 0
+            while time.perf_counter() - start < 4 * self.settings.seconds:
+                pairs, count = pairs + len(next(batches)["video"]), count + 1
+            seconds, own = time.perf_counter() - start, time.thread_time() - own
+        self.add(
+            "loader alone", batch=self.settings.loader_batch, workers=self._workers, pairs_a_second=pairs / seconds,
+            own_milliseconds=1e3 * own / count,
+        )  # fmt: skip
+
+    def from_loader(self, what: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """The loop as `train` has it: the numbers of a step are read when the next has been started."""
+        with self._batches() as batches:
+            waited, pairs, last = 0.0, 0, None
+            start = time.perf_counter()
+            while time.perf_counter() - start < 4 * self.settings.seconds:
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - asked
+                result = training_step(module, [batch], optimizer, device=self.device)
+                pairs += result.pairs
+                if last is not None:
+                    assert last.loss == last.loss, "the loss is NaN"
+                last = result
+            self.wait()
+            seconds = time.perf_counter() - start
+        self.add(
+            what, batch=self.settings.loader_batch, workers=self._workers, pairs_a_second=pairs / seconds,
+            waiting=waited / seconds,
+        )  # fmt: skip
 
 
-def profile(bench: Bench, work: Callable[[], None], steps: int = 3) -> dict[str, Any]:
-    """Share of the kernels' time by what they do, the ten longest kernels, and the share in which none runs."""
-    from torch.profiler import ProfilerActivity
+class _Attention(TorchDispatchMode):
+    """Notes the fused attentions that are called."""
 
-    on_gpu = bench.device.type == "cuda"
-    work()
-    bench.wait()
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorded:
-        start = time.perf_counter()
-        for _ in range(steps):
-            work()
-        bench.wait()
-        wall = time.perf_counter() - start
-    kernels: dict[str, float] = defaultdict(float)
-    for event in recorded.key_averages():
-        seconds = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
-        if seconds:
-            kernels[event.key] += seconds
-    total = sum(kernels.values()) or 1.0
-    kinds: dict[str, float] = defaultdict(float)
-    for key, seconds in kernels.items():
-        kind = next((k for k, words in KINDS.items() if any(word in key.lower() for word in words)), "the rest")
-        kinds[kind] += seconds / total
-    longest = sorted(kernels.items(), key=lambda item: -item[1])[:10]
-    return {
-        "idle": max(0.0, 1 - total / wall) if on_gpu else None,
-        "kinds": dict(sorted(kinds.items(), key=lambda item: -item[1])),
-        "longest": [{"kernel": key[:120], "share": seconds / total} for key, seconds in longest],
-    }
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if "scaled_dot_product" in name:
+            self.found.add(
+                f"{name.strip('_')}: {args[0].shape[-2]}×{args[1].shape[-2]} tokens, {args[0].shape[-1]} wide"
+            )
+        return function(*args, **(kwargs or {}))
 
 
-def end_to_end(bench: Bench, name: str, data: str, workers: int) -> dict[str, Any]:
-    """Pairs a second from the real loader, and the share of the time in which the step waited for it."""
-    settings = bench.settings
-    model = bench.model(name)
-    dataset = get_kinetics_dataset(data, image_size=settings.image_size, repeated_sampling=2, visits=1000)
-    loader = make_loader(dataset, settings.loader_batch, workers=workers, pin_memory=bench.device.type == "cuda")
-    batch: dict[str, Any] = {}
-    work = bench.step(model, batch)
-    waited, pairs, start = 0.0, 0, 0.0
-    batches = iter(loader)
-    for number in range(10_000):
-        asked = time.perf_counter()
-        fetched = next(batches)
-        got = time.perf_counter()
-        batch["video"] = fetched["video"].to(bench.device, non_blocking=True)
-        batch["seeds"] = fetched["seed"].to(bench.device, non_blocking=True)
-        work()
-        bench.wait()  # so that waiting for the GPU is not taken for waiting for data
-        if number == 1:  # the loader's processes and the kernels have started
-            start, waited, pairs = time.perf_counter(), 0.0, 0
-        elif number > 1:
-            waited, pairs = waited + got - asked, pairs + len(fetched["video"])
-            if time.perf_counter() - start > 5 * settings.seconds:
-                break
-    seconds = time.perf_counter() - start
-    return {
-        "model": name, "batch": settings.loader_batch, "workers": workers,
-        "pairs_a_second": pairs / seconds, "waiting": waited / seconds,
-    }  # fmt: skip
+@contextmanager
+def _one_rank(folder: str, device: torch.device, wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
-def measure(settings: Settings, device: torch.device, data: str | None, workers: int) -> dict[str, Any]:
-    """Everything, ready for JSON."""
-    start = time.monotonic()
-    bench = Bench(settings, device)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU: the figures say nothing about a GPU"
-    result: dict[str, Any] = {"device": name, "torch": torch.__version__, "settings": asdict(settings), "models": {}}
-    if data is not None:
-        result["end_to_end"] = end_to_end(bench, settings.models[0], data, workers)
-    for model in settings.models:
-        if bench.time_for(model, 30 if device.type == "cuda" else 0):
-            result["models"][model] = measure_model(bench, model)
-    return {**result, "left_out": bench.left_out, "seconds": time.monotonic() - start}
-
-
-def table(result: dict[str, Any]) -> str:
-    """What `measure` found, to read."""
-    lines = [f"{result['device']}, torch {result['torch']}, {result['seconds']:.0f} s in all"]
-    for name, found in result["models"].items():
-        best, aim = found["best"], found["aim"]
-        lines += [
-            "",
-            f"{name}: {found['gflop_a_pair']:.0f} GFLOP a pair, matrix product {found['matrix_tflops']:.3g} TFLOP/s; "
-            f"at best {best['share']:.1%} of it" + (f" (aim {aim:.0%})" if aim else ""),
-        ]
-        for row in found["rows"]:
-            if "failed" in row:
-                lines.append(f"  {row['what']:<20} {row['failed']}")
-            else:
-                memory = "" if row["memory_gb"] is None else f"  {row['memory_gb']:.1f} GB"
-                lines.append(
-                    f"  {row['what']:<20} batch {row['batch']:>5}  {row['pairs_a_second']:>9.1f} pairs/s  "
-                    f"{row['share']:6.1%}{memory}"
-                )
-        if "profile" in found:
-            lines.append("  " + ", ".join(f"{kind} {share:.0%}" for kind, share in found["profile"]["kinds"].items()))
-            if found["profile"]["idle"] is not None:
-                lines.append(f"  no kernel runs in {found['profile']['idle']:.0%} of the time")
-    if "end_to_end" in result:
-        row = result["end_to_end"]
-        lines += [
-            "",
-            f"from the loader, {row['model']}, batch {row['batch']}, {row['workers']} workers: "
-            f"{row['pairs_a_second']:.1f} pairs/s, waiting {row['waiting']:.0%}",
-        ]
-    if result["left_out"]:
-        lines += ["", f"left out for lack of time: {'; '.join(result['left_out'])}"]
-    return "\n".join(lines)
+def _frames(seed: int, height: int) -> Iterator[tuple[Any, float]]:
+    scene = synthetic_video(seed, height=height, width=height * 4 // 3)
+    return zip(scene.frames.transpose(0, 2, 3, 1), scene.times.tolist(), strict=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="a folder of videos or packed shards, for the part with the real loader")
-    parser.add_argument("--out", type=Path, required=True, help="folder for gpu_train.json and gpu_train.txt")
-    parser.add_argument("--workers", type=int, default=8, help="loader processes")
+    parser.add_argument("--data", help="a folder of videos or packed shards for the loader; default: synthetic clips")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the .json, the .txt and the .png")
+    parser.add_argument("--workers", type=int, default=15, help="loader processes")
+    parser.add_argument("--reckon", action="store_true", help="measure nothing, reckon; needs no GPU")
     parser.add_argument("--smoke", action="store_true", help="in small, also on a CPU")
     options = parser.parse_args(arguments)
-    if not (options.smoke or torch.cuda.is_available()):
-        raise InputError("there is no GPU here; --smoke runs everything in small on the CPU")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = measure(SMOKE if options.smoke else Settings(), device, options.data, options.workers)
+    if not (options.smoke or options.reckon or torch.cuda.is_available()):
+        raise InputError(
+            "there is no GPU here; --smoke runs everything in small on the CPU, --reckon says what to expect"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "gpu_train.json").write_text(json.dumps(result, indent=2))
-    (options.out / "gpu_train.txt").write_text(table(result) + "\n")
-    print(table(result))
+    if options.reckon:
+        rows = reckon({"siammae_micro_patch8": 4} if options.smoke else None)
+        write_json(options.out / "gpu_reckoned.json", rows)
+        ways = [f"{how}, {gpu}" for gpu in ("H100", "H200") for how in ("eager", "compiled")]
+        shares = {f"{row['model']}, {way}": row[way]["kinds"] for row in rows for way in ways}
+        bars(shares, options.out / "gpu_reckoned.png", "reckoned, not measured")
+        print(markdown(rows))
+        return
+    if not (options.smoke or torch.cuda.is_available()):
+        raise InputError(
+            "there is no GPU here; --smoke runs everything in small on the CPU, --reckon says what to expect"
+        )
+    device = best_device("cpu" if not torch.cuda.is_available() else "cuda")
+    leave_cores(options.workers, device)
+    run = Run(SMOKE if options.smoke else Settings(), device, options.out, options.data, options.workers)
+    run.go(run.jobs())
+    profiles = {
+        row["what"]: {**{kind: share * (1 - (row["idle"] or 0)) for kind, share in row["kinds"].items()},
+                      "no kernel runs": row["idle"] or 0}
+        for row in run.content["rows"] if "kinds" in row
+    }  # fmt: skip
+    if profiles:
+        bars(profiles, options.out / "gpu_train.png", run.content["device"])
+    print(table(run.content))
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ def run(arguments: Arguments) -> str:
     from cli.wiring import fixed_dataset, fixed_loader, training_loader
     from dataset_loader import check_disjoint
     from ml.devices import keep_freed_memory
+    from ml.memory import with_pairs_that_fit
     from ml.ranks import join_ranks, leave_ranks
     from ml.SiamMAE import build_model
     from ml.utils import leave_cores, train
@@ -123,6 +124,7 @@ def run(arguments: Arguments) -> str:
     ranks, device = join_ranks(arguments.device)
     if device.type == "cpu":
         keep_freed_memory()
+    config = with_pairs_that_fit(config, device, ranks)
     config.shares(ranks.world_size)
     share: dict[str, Any] = dict(rank=ranks.rank, world_size=ranks.world_size, pin_memory=device.type == "cuda")
     if validation.test_data is not None:
@@ -147,8 +149,7 @@ def run(arguments: Arguments) -> str:
             f"{config.optimisation.batch_size} pairs ({ranks.world_size} processes × {accumulation} batches × "
             f"{loader.batch_size * config.data.futures}), on {device}"
         )
-    if device.type == "cpu":
-        leave_cores(config.run.workers)
+    leave_cores(config.run.workers, device)
     name = train(
         model, loader, prefix=output.prefix, device=device, resume=arguments.resume, root=output.root,
         tracker=output.tracker, allow_changes=arguments.allow_changes, strategy=arguments.strategy,

@@ -38,6 +38,6 @@ def fixed_dataset(config: RunConfig, videos: Videos, visits: int) -> PairDataset
 
 def fixed_loader(config: RunConfig, dataset: PairDataset, *, workers: int = 0, **share: Any) -> PairLoader:
     """The batches of a `fixed_dataset` in its order, the last one included. share: rank, world_size, pin_memory."""
-    pairs = config.optimisation.pairs_per_device or config.optimisation.batch_size
+    pairs = config.optimisation.pairs_at_once or config.optimisation.batch_size
     samples = max(1, pairs // config.data.futures)
     return make_loader(dataset, samples, workers=workers, shuffle=False, drop_last=False, **share)

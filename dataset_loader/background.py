@@ -35,7 +35,9 @@ class Background(Generic[T]):
             coming = items(self._stopped)
             while self._room.acquire() and not self._stopped.is_set():
                 self._ready.put((next(coming), None))
-        except BaseException as error:  # StopIteration, too
+        except StopIteration:
+            self._ready.put((None, StopIteration()))
+        except BaseException as error:
             self._ready.put((None, error))
 
     def __iter__(self) -> Iterator[T]:
@@ -47,7 +49,7 @@ class Background(Generic[T]):
         item, error = self._ready.get()  # Ctrl-C gets through
         if error is not None:
             self._ready.put((None, error))  # for whoever asks again
-            raise error
+            raise StopIteration if isinstance(error, StopIteration) else error  # a new one holds no frames
         self._room.release()
         return item  # type: ignore[return-value]
 

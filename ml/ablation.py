@@ -15,7 +15,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from common.errors import InputError
 from common.files import write_atomically
@@ -108,6 +109,10 @@ def _value(name: str, text: str, kind: Any) -> Any:
         if text.lower() not in words:
             raise InputError(f"{name} is {text!r} in the grid; expected true or false")
         return words[text.lower()]
+    if get_origin(kind) in (Union, UnionType):  # a number, or a word in its place
+        kind, word = get_args(kind)
+        if text in get_args(word):
+            return text
     try:
         value = kind(text)
     except ValueError:

@@ -133,8 +133,9 @@ class OptimisationSection(Section):
 
     batch_size: int = 256
     """pairs in a step, over all devices"""
-    pairs_per_device: int = 0
-    """how many of them a device takes at once; it accumulates gradients over the rest. 0: its whole share"""
+    pairs_per_device: int | Literal["auto"] = 0
+    """how many of them a device takes at once; it accumulates gradients over the rest. 0: its whole share; auto: as
+    many as fit into its memory"""
     epochs: int = 400
     warmup_epochs: float = 40
     base_lr: float = 1.5e-4
@@ -154,6 +155,11 @@ class OptimisationSection(Section):
         if not 0 < self.layer_decay <= 1 or not 0 <= self.ema < 1:
             raise InputError(f"layer_decay {self.layer_decay} must lie in (0, 1], and ema {self.ema} in [0, 1)")
 
+    @property
+    def pairs_at_once(self) -> int:
+        """`pairs_per_device`; 0, too, where `auto` has not been worked out (`ml.memory`)."""
+        return 0 if self.pairs_per_device == "auto" else self.pairs_per_device
+
 
 @dataclass(frozen=True)
 class RunSection(Section):
@@ -163,7 +169,10 @@ class RunSection(Section):
     workers: int = 8
     """processes that decode, for each device; 0: the training process itself"""
     compile: bool = False
-    """torch.compile"""
+    """torch.compile, block by block"""
+    cuda_graphs: bool = False
+    """compile the whole model in place of that, and replay it as CUDA graphs (mode reduce-overhead): for one GPU, and a
+    step that is one batch"""
     num_epochs_per_save: int = 10
     """epochs between the checkpoints that are kept"""
     save_minutes: float = 15.0
@@ -186,8 +195,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         for part in (self.model, self.data, self.optimisation, self.run):
             part.check()  # here, not there: tyro would make a box of an error there
-        for name in ("batch_size", "pairs_per_device"):
-            value = getattr(self.optimisation, name)
+        for name, value in (
+            ("batch_size", self.optimisation.batch_size),
+            ("pairs_per_device", self.optimisation.pairs_at_once),
+        ):
             if value % self.data.pairs_per_visit:
                 raise InputError(
                     f"{name} {value} does not divide by repeated_sampling × futures, {self.data.pairs_per_visit}: all "
@@ -214,7 +225,7 @@ class RunConfig:
         """
         total, per_visit = self.optimisation.batch_size, self.data.pairs_per_visit
         share = total // world_size
-        at_once = min(self.optimisation.pairs_per_device or share, share)
+        at_once = min(self.optimisation.pairs_at_once or share, share)
         if total % world_size or share % at_once or at_once % per_visit:
             raise InputError(
                 f"{total} pairs in a step do not divide over {world_size} processes into batches of {at_once} with "

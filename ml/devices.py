@@ -35,9 +35,11 @@ def best_device(device: Device = None) -> torch.device:
     return torch.device(device)
 
 
-def leave_cores(workers: int) -> None:
-    """Let torch compute with the cores that the loader's processes leave, so that neither waits for the other."""
-    torch.set_num_threads(max(1, torch.get_num_threads() - workers))
+def leave_cores(workers: int, device: torch.device | None = None) -> None:
+    """Let torch compute with the cores that the loader's processes leave, so that neither waits for the other; with a
+    few of them where it computes on a GPU."""
+    most = torch.get_num_threads() if device is None or device.type == "cpu" else 4
+    torch.set_num_threads(min(most, max(1, torch.get_num_threads() - workers)))
 
 
 def in_bfloat16(device: torch.device) -> bool:

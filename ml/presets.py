@@ -36,9 +36,10 @@ _MICRO = _DEFAULT.replace(
     workers=1, num_epochs_per_save=40,
 )  # fmt: skip
 
-# The paper's recipe (Gupta et al. 2023, §4.1 and appendix; 1024 videos × 2 pairs a step), on any number of GPUs.
+# `pairs_per_device` is what a GPU with 80 GB holds (`ml.memory.pairs_that_fit`); a smaller one takes
+# `--pairs-per-device auto`. The paper's recipe (Gupta et al. 2023, §4.1 and appendix; 1024 videos × 2 pairs a step).
 _PAPER = _DEFAULT.replace(
-    model="siammae_small_patch16", batch_size=2048, pairs_per_device=256, epochs=400, warmup_epochs=40
+    model="siammae_small_patch16", batch_size=2048, pairs_per_device=1024, epochs=400, warmup_epochs=40
 )
 # The user's runs: around the public MAE weights, 60 epochs.
 _FROM_MAE = _DEFAULT.replace(
@@ -55,23 +56,24 @@ _FULL: dict[str, Preset] = {
     "paper_small_16_2000": Preset(_PAPER.replace(epochs=2000), "the paper's ViT-S/16, 2000 epochs, as in its tables"),
     # torchrun --nproc-per-node 8 -m cli.main train --preset paper_small_8 --data KINETICS · reckoned: 3 h
     "paper_small_8": Preset(
-        _PAPER.replace(model="siammae_small_patch8", pairs_per_device=64), "the paper's ViT-S/8: four times the patches"
+        _PAPER.replace(model="siammae_small_patch8", pairs_per_device=256),
+        "the paper's ViT-S/8: four times the patches",
     ),
     # siammae train --preset mae_base_75 --data VIDEOS --weights weights/ · one GPU with 24 GB
     "mae_base_50": Preset(_FROM_MAE.replace(mask_ratio=0.50), "ViT-B/16 around the MAE weights, 50 % hidden", _BASE),
     "mae_base_75": Preset(_FROM_MAE.replace(mask_ratio=0.75), "ViT-B/16 around the MAE weights, 75 % hidden", _BASE),
     "mae_base_95": Preset(_FROM_MAE.replace(mask_ratio=0.95), "ViT-B/16 around the MAE weights, 95 % hidden", _BASE),
-    # siammae train --preset mae_large_75 --data VIDEOS --weights weights/ · one GPU with 40 GB
+    # siammae train --preset mae_large_75 --data VIDEOS --weights weights/ · one GPU with 24 GB
     "mae_large_75": Preset(
-        _FROM_MAE.replace(model="siammae_large_patch16", mask_ratio=0.75, pairs_per_device=32),
+        _FROM_MAE.replace(model="siammae_large_patch16", mask_ratio=0.75),
         "ViT-L/16 around the MAE weights, 75 % hidden", _LARGE,
     ),
-    # torchrun --nproc-per-node 8 -m cli.main train --preset mae_st_large --data KINETICS · GPUs with 40 GB or more; the
-    # paper trained on 128 of them
+    # torchrun --nproc-per-node 8 -m cli.main train --preset mae_st_large --data KINETICS · GPUs with 80 GB, half
+    # full: a batch of 128 clips has 308 MB, of which each loader process holds two; the paper trained on 128 GPUs
     "mae_st_large": Preset(
         _DEFAULT.replace(
             model="mae_st_large_patch16", clip_frames=16, stride=4, mask_ratio=0.9, repeated_sampling=4,
-            batch_size=2048, pairs_per_device=16, base_lr=1.6e-3, epochs=100, warmup_epochs=5, clip_grad=0.02,
+            batch_size=2048, pairs_per_device=128, base_lr=1.6e-3, epochs=100, warmup_epochs=5, clip_grad=0.02,
         ),
         "the spatiotemporal MAE, ViT-L/16 on clips of 16 frames: its paper's recipe",
     ),

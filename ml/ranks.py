@@ -142,8 +142,11 @@ def wrap(model: nn.Module, strategy: Strategy, ranks: Ranks, device: torch.devic
     """
     if strategy not in get_args(Strategy):
         raise InputError(f"strategy {strategy!r} is unknown; there are {', '.join(get_args(Strategy))}")
-    if ranks.world_size == 1:
-        return model
+    return model if ranks.world_size == 1 else shared(model, strategy, ranks.world_size, device)
+
+
+def shared(model: nn.Module, strategy: Strategy, world_size: int, device: torch.device) -> nn.Module:
+    """What `wrap` gives among several processes; a measurement may have it in one alone."""
     if strategy == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
@@ -152,7 +155,7 @@ def wrap(model: nn.Module, strategy: Strategy, ranks: Ranks, device: torch.devic
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(device.type, (ranks.world_size,))
+    mesh = init_device_mesh(device.type, (world_size,))
     gathered = torch.bfloat16 if in_bfloat16(device) else None  # as the blocks compute; sums of gradients are float32
     policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=gathered and torch.float32)
     for part in model.modules():
@@ -178,6 +181,12 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
         if isinstance(part, nn.ModuleList):
             for block in part:
                 block.compile(backend=backend, dynamic=False)
+
+
+def compile_as_graphs(model: nn.Module) -> None:
+    """Compile the model as one graph, which CUDA replays without its host. What a replay gives, gradients too, lies
+    where the next replay writes: a step must be one batch."""
+    model.compile(mode="reduce-overhead", dynamic=False)
 
 
 @contextmanager

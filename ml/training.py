@@ -25,7 +25,7 @@ from ml.guards import STOP_PATIENCE, Divergence, Nonfinite, StopSignals
 from ml.loading import Batch, Loader, batches_from, fingerprint, pairs_per_batch
 from ml.logs import EpochLoss
 from ml.optimisation import Averaged, lr_scale, make_optimizer, set_lr
-from ml.ranks import Ranks, Strategy, compile_blocks, wrap
+from ml.ranks import Ranks, Strategy, compile_as_graphs, compile_blocks, wrap
 from ml.reconstruction import masking
 from ml.reporting import (
     Bar,
@@ -69,6 +69,7 @@ def train(
     accumulation: int = 1,
     strategy: Strategy = "ddp",
     compile: bool = False,
+    cuda_graphs: bool = False,
     save_minutes: float = 15.0,
     skip_nonfinite: int = 0,
     validation: Loader | None = None,
@@ -98,9 +99,9 @@ def train(
     folder, and the same again goes on. allow_changes: go on although the configuration differs.
 
     layer_decay, clip_grad (the gradients' largest norm), ema (decay of averaged weights): off at 1, 0, 0. compile: by
-    torch. schedule: a curriculum (`mae.schedule`); its mask ratios are followed here, its pairings by the loader's
-    data set. skip_nonfinite: how many steps with a NaN or infinite loss or gradient are skipped before the run
-    ends.
+    torch, block by block. cuda_graphs: as a whole, replayed as CUDA graphs; one process, accumulation 1. schedule: a
+    curriculum (`mae.schedule`); its mask ratios are followed here, its pairings by the loader's data set.
+    skip_nonfinite: how many steps with a NaN or infinite loss or gradient are skipped before the run ends.
     validation: a loader of held-out pairs, evaluated after each epoch; the best epoch is kept as `best.pt`. score: is
     called with the model every `score_epochs` epochs and at the end, for numbers such as label propagation gives. Both
     see the averaged weights where these are kept. root: the folder that holds `losses/` and `checkpoints/`. config:
@@ -108,11 +109,19 @@ def train(
     the run as well. figures, progress: off, nothing is drawn, and no bar is shown.
     """
     ranks, device = Ranks(), best_device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and streams are those of the current one
+    if cuda_graphs and (ranks.world_size, accumulation) != (1, 1):
+        raise InputError(
+            f"cuda_graphs is for one process and a step of one batch, here are {ranks.world_size} and {accumulation}: "
+            "leave it out, or take all pairs of the step at once (pairs_per_device 0)"
+        )
     plan = _plan(data_loader, model, epochs, accumulation, ranks, base_lr, peak_lr, warmup_epochs)
     settings = dict(
         epochs=epochs, steps_per_epoch=plan.per_epoch, batch_size=plan.pairs_per_step, peak_lr=plan.peak_lr,
         warmup_epochs=plan.warmup_epochs, weight_decay=weight_decay, layer_decay=layer_decay, clip_grad=clip_grad,
         ema=ema, compile=compile, data=fingerprint(data_loader), **({"schedule": schedule} if schedule else {}),
+        **({"cuda_graphs": True} if cuda_graphs else {}),
     )  # fmt: skip
     identity = dict(model=model.config, train=settings, run=config)
     curriculum = Schedule.parse(schedule) if schedule else None
@@ -124,7 +133,9 @@ def train(
             if ranks.first:
                 note_start(place.folder)
         model.to(device)
-        if compile:
+        if cuda_graphs:
+            compile_as_graphs(model)
+        elif compile:
             compile_blocks(model)
         module = wrap(model, strategy, ranks, device)
         optimizer = make_optimizer(model, plan.peak_lr, weight_decay, layer_decay=layer_decay)

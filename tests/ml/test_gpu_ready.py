@@ -11,12 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.counting import noise_batch
+from common.errors import InputError
 from mae.models_mae import MAEEncoder
 from mae.models_mae_st import SpatiotemporalMAE
+from ml.devices import leave_cores
 from ml.optimisation import make_optimizer
 from ml.ranks import compile_blocks
 from ml.SiamMAE import SiamMAE, build_model
 from ml.step import training_step
+from tests.ml.small import run, tiny
 
 ROOT = Path(__file__).parents[2]
 MODELS = ["siammae_micro_patch8", "mae_st_micro_patch8"]
@@ -125,6 +128,61 @@ def test_compiled_block_by_block_there_is_no_break(name):
         model(batch["video"], noise=noise)[0].backward()
     torch._dynamo.reset()
     assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"], counters
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_nor_is_there_one_in_two_processes(strategy, trainer, tmp_path):
+    """As the engine does it: compiled, then wrapped, two real steps; every block is compiled once."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import torch\n"
+        "from torch._dynamo.utils import counters\n"
+        "from mae.models_mae import MAEEncoder\n"
+        "from ml.optimisation import make_optimizer\n"
+        "from ml.ranks import compile_blocks, join_ranks, leave_ranks, wrap\n"
+        "from ml.SiamMAE import SiamMAE\n"
+        "from ml.step import training_step\n"
+        "ranks, device = join_ranks('cpu')\n"
+        "torch.manual_seed(0)\n"
+        "model = SiamMAE(MAEEncoder(32, 8, 32, 2, 2), decoder_size=(32, 2, 2))\n"
+        "compile_blocks(model, backend='eager')\n"
+        f"module = wrap(model, '{strategy}', ranks, device)\n"
+        "optimizer = make_optimizer(model, 1e-3)\n"
+        "video = torch.randint(256, (2, 2, 3, 32, 32)).byte()\n"
+        "for k in range(2):\n"
+        "    batch = dict(video=video, seed=torch.tensor([k, k + 2]))\n"
+        "    loss = training_step(module, [batch, batch], optimizer, device=device, ranks=ranks).loss\n"
+        "assert 0 < loss < 10\n"
+        "assert not counters['graph_break'], counters['graph_break']\n"
+        f"open(f'{tmp_path}/{{ranks.rank}}', 'w').write(str(counters['stats']['unique_graphs']))\n"
+        "ranks.wait(); leave_ranks()\n"
+    )
+    codes, said = trainer.run(*[["python", program]] * 2, root=tmp_path)
+    assert codes == [0, 0], said
+    graphs = [int((tmp_path / str(rank)).read_text()) for rank in range(2)]
+    assert graphs[0] == graphs[1] <= 4, graphs  # two blocks of the encoder, two of the decoder
+
+
+def test_cuda_graphs_are_asked_for_of_the_whole_model(tmp_path, monkeypatch):
+    """On a CPU only that; a step of several batches is refused, since a replay overwrites the gradients of the last."""
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: asked.append((type(self), options)))
+    run(tmp_path, model=tiny(), cuda_graphs=True, epochs=1)
+    assert asked == [(SiamMAE, dict(mode="reduce-overhead", dynamic=False))]
+    with pytest.raises(InputError, match="one process and a step of one batch, here are 1 and 3"):
+        run(tmp_path, model=tiny(), cuda_graphs=True, accumulation=3)
+
+
+@pytest.mark.parametrize(("device", "threads", "workers", "expected"), [
+    ("cpu", 16, 8, 8), ("cpu", 4, 8, 1), ("cuda", 64, 15, 4), ("cuda", 16, 15, 1), ("cuda", 1, 8, 1)
+])  # fmt: skip
+def test_a_gpu_leaves_the_cores_to_the_loader(device, threads, workers, expected, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    leave_cores(workers, torch.device(device))
+    assert chosen == [expected]
 
 
 @pytest.mark.parametrize("name", MODELS)
