@@ -10,6 +10,7 @@ Legend: B pairs in a step.
 
 import argparse
 import gc
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,10 +24,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.bench import Bench, Late
 from benchmarks.counting import flops_a_pair, noise_batch
 from benchmarks.gpu_report import bars, table
+from benchmarks.profiling import profile
 from benchmarks.reckoning import NOMINAL, markdown, reckon
+from benchmarks.rows import Rows
 from common.errors import InputError
 from common.files import write_json, write_text
 from dataset_loader import get_kinetics_dataset, make_loader
@@ -65,6 +67,14 @@ SMOKE = Settings(
 )  # fmt: skip
 
 
+class Late(Exception):
+    """The time is up."""
+
+
+def _late(*_: Any) -> None:
+    raise Late
+
+
 class Job(NamedTuple):
     """what, how many seconds it should take at most, and what does it: it adds its rows itself."""
 
@@ -73,30 +83,34 @@ class Job(NamedTuple):
     work: Callable[[], None]
 
 
-class Run(Bench):
-    """The rows of one run. content: what is found, written to `folder` after each."""
+class Run(Rows):
+    """The rows of one run, in `folder`, as JSON and as text."""
 
     def __init__(
         self, settings: Settings, device: torch.device, folder: Path, data: str | None = None, workers: int = 15,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        super().__init__(settings, device, clock)
-        self._folder, self._data, self._workers = folder, data, workers
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU: says nothing about a GPU"
+        head = {"device": name, "torch": torch.__version__, "settings": asdict(settings)}
+        super().__init__(folder / "gpu_train.json", device, settings.budget, settings.seconds, head, clock)
+        self.settings, self._data, self._workers = settings, data, workers
         self.nominal = NOMINAL if any(known in name for known in ("H100", "H200")) else None
         self.rate: float | None = None
-        self.content: dict[str, Any] = {
-            "device": name, "torch": torch.__version__, "settings": asdict(settings), "rows": [],
-            "left_out": self.left_out,
-        }  # fmt: skip
-
-    def add(self, what: str, **row: Any) -> None:
-        self.content["rows"].append({"what": what, **row})
-        self.write()
 
     def write(self) -> None:
-        write_json(self._folder / "gpu_train.json", self.content)
-        write_text(self._folder / "gpu_train.txt", table(self.content) + "\n")
+        super().write()
+        write_text(self.file.with_suffix(".txt"), table(self.result) + "\n")
+
+    @contextmanager
+    def deadline(self) -> Iterator[None]:
+        """`Late` is raised inside when the time is up, whatever runs then."""
+        before = signal.signal(signal.SIGALRM, _late)
+        signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.left))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
     def go(self, jobs: list[Job]) -> None:
         """One after the other; what fails is a row that says so, and takes nothing else with it."""
@@ -106,20 +120,20 @@ class Run(Bench):
             with self.deadline():
                 while waiting:
                     job = waiting[0]
-                    if self.time_for(job.what, job.seconds):
+                    if self.has_time(job.what, job.seconds):
                         try:
                             job.work()
+                        except Late:
+                            raise
                         except Exception as error:
-                            if isinstance(error, Late):
-                                raise
                             said = str(error).splitlines() or [""]
-                            self.add(job.what, failed=f"{type(error).__name__}: {said[0][:200]}")
+                            self.keep(what=job.what, failed=f"{type(error).__name__}: {said[0][:200]}")
                         gc.collect()
                         if self.device.type == "cuda":
                             torch.cuda.empty_cache()
                     waiting.pop(0)
         except Late:
-            self.left_out += [job.what for job in waiting]
+            self.result["left_out"] += [job.what for job in waiting]
         self.write()
 
     def jobs(self) -> list[Job]:
@@ -160,7 +174,7 @@ class Run(Bench):
         a, b = (torch.randn(side, side, device=self.device, dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
         self.rate = 2 * side**3 / self.seconds_of(lambda: torch.mm(a, b, out=out))
-        self.add("matrix product", tflops=self.rate / 1e12, share_of_nominal=self._share(self.rate, self.nominal))
+        self.keep(what="matrix product", tflops=self.rate / 1e12, share_of_nominal=self._share(self.rate, self.nominal))
 
     def attention(self, name: str) -> None:
         """Which of torch's attentions are taken, and for how many tokens and how wide heads."""
@@ -169,7 +183,7 @@ class Run(Bench):
         batch = noise_batch(model, 2)
         with watch, precision(self.device):
             model(**batch)
-        self.add(f"{name}, attention", chosen=sorted(watch.found))
+        self.keep(what=f"{name}, attention", chosen=sorted(watch.found))
 
     def step(
         self, name: str, batch: int, how: str, *, futures: int = 1, strategy: Any = None, more: bool = False,
@@ -194,14 +208,14 @@ class Run(Bench):
                 torch.cuda.reset_peak_memory_stats()
             seconds = self.seconds_of(work)
             flops = flops_a_pair(model, futures) * batch
-            self.add(
-                f"{name}, {how}", batch=batch, pairs_a_second=batch / seconds, milliseconds=1e3 * seconds,
+            self.keep(
+                what=f"{name}, {how}", batch=batch, pairs_a_second=batch / seconds, milliseconds=1e3 * seconds,
                 share=self._share(flops / seconds, self.rate),
                 share_of_nominal=self._share(flops / seconds, self.nominal), aim=self.settings.models[name][1],
                 memory_gb=torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None,
             )  # fmt: skip
             if more or profiled:
-                self.add(f"{name}, {how}, profile", batch=batch, **self.profile(work))
+                self.keep(what=f"{name}, {how}, profile", batch=batch, **profile(self, work))
             if more and name == next(iter(self.settings.models)):
                 self.from_loader(f"{name}, {how}, from the loader", module, optimizer)
 
@@ -236,9 +250,9 @@ class Run(Bench):
             while time.perf_counter() - start < 4 * self.settings.seconds:
                 pairs, count = pairs + len(next(batches)["video"]), count + 1
             seconds, own = time.perf_counter() - start, time.thread_time() - own
-        self.add(
-            "loader alone", batch=self.settings.loader_batch, workers=self._workers, pairs_a_second=pairs / seconds,
-            own_milliseconds=1e3 * own / count,
+        self.keep(
+            what="loader alone", batch=self.settings.loader_batch, workers=self._workers,
+            pairs_a_second=pairs / seconds, own_milliseconds=1e3 * own / count,
         )  # fmt: skip
 
     def from_loader(self, what: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -257,8 +271,8 @@ class Run(Bench):
                 last = result
             self.wait()
             seconds = time.perf_counter() - start
-        self.add(
-            what, batch=self.settings.loader_batch, workers=self._workers, pairs_a_second=pairs / seconds,
+        self.keep(
+            what=what, batch=self.settings.loader_batch, workers=self._workers, pairs_a_second=pairs / seconds,
             waiting=waited / seconds,
         )  # fmt: skip
 
@@ -329,11 +343,11 @@ def main(arguments: list[str] | None = None) -> None:
     profiles = {
         row["what"]: {**{kind: share * (1 - (row["idle"] or 0)) for kind, share in row["kinds"].items()},
                       "no kernel runs": row["idle"] or 0}
-        for row in run.content["rows"] if "kinds" in row
+        for row in run.result["rows"] if "kinds" in row
     }  # fmt: skip
     if profiles:
-        bars(profiles, options.out / "gpu_train.png", run.content["device"])
-    print(table(run.content))
+        bars(profiles, options.out / "gpu_train.png", run.result["device"])
+    print(table(run.result))
 
 
 if __name__ == "__main__":
