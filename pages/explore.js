@@ -1,31 +1,47 @@
 const [h, w] = DATA.grid, [H, W] = DATA.size, [SH, SW] = DATA.shown;
 const N = h * w, FRAMES = DATA.frames.length, K = DATA.components;
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-const VALUES = new Int8Array(bytes(DATA.values).buffer);
 const SCALES = new Float32Array(bytes(DATA.scales).buffer), ALONG = new Float32Array(bytes(DATA.along).buffer);
 
 // ---------------------------------------------------------------- features and the rule of propagation
 
-/** The cosine of two patches, by their numbers among all F·N. */
-function cosine(a, b) {
-  let sum = 0; // K is a multiple of 8
-  for (let i = a * K, j = b * K, end = i + K; i < end; i += 8, j += 8)
-    sum = (sum + VALUES[i] * VALUES[j] + VALUES[i + 1] * VALUES[j + 1] + VALUES[i + 2] * VALUES[j + 2] + VALUES[i + 3] * VALUES[j + 3]
-      + VALUES[i + 4] * VALUES[j + 4] + VALUES[i + 5] * VALUES[j + 5] + VALUES[i + 6] * VALUES[j + 6] + VALUES[i + 7] * VALUES[j + 7]) | 0;
-  return ALONG[a] * ALONG[b] + SCALES[a] * SCALES[b] * sum;
-}
+// One memory for WebAssembly: the values of all patches [F·N, K] in 16 bits, and room for the sums of products.
+const MEMORY = new WebAssembly.Memory({ initial: Math.ceil((FRAMES * N * (2 * K + 4)) / 65536) });
+const VALUES = new Int16Array(MEMORY.buffer, 0, FRAMES * N * K), SUMS = new Int32Array(MEMORY.buffer, FRAMES * N * K * 2, FRAMES * N);
+VALUES.set(new Int8Array(bytes(DATA.values).buffer));
 
+/* sums(query, key, end, size, out), all in bytes: for each key up to the end, the sum of its products with the query, eight at a time:
+     loop keys: sum = i32x4(0), at = key + size, q = query
+       loop parts: sum += i32x4.dot_i16x8_s(v128.load(q), v128.load(key)); q += 16; key += 16; again while key < at
+       i32.store(out, the sum of the four lanes); out += 4; again while key < end */
+const CODE = "AGFzbQEAAAABCQFgBX9/f39/AAIIAQFlAW0CAAEDAgEABwUBAWYAAApyAXACAn8BewNAQQD9ESEHIAEgA2ohBSAAIQYDQCAHIAb9AAAAIAH9AAAA/boB"
+  + "/a4BIQcgBkEQaiEGIAFBEGoiASAFSQ0ACyAEIAf9GwAgB/0bAWogB/0bAmogB/0bA2o2AgAgBEEEaiEEIAEgAkkNAAsL";
+let compiled = null;
+try {
+  compiled = new WebAssembly.Instance(new WebAssembly.Module(bytes(CODE)), { e: { m: MEMORY } }).exports.f;
+} catch { /* a browser without SIMD: slower */ }
+
+/** Into SUMS, for `count` patches from `first` on: the sums of products with the patch `query`, by their numbers among all F·N. */
+function sums(query, first, count) {
+  if (compiled) return compiled(query * K * 2, first * K * 2, (first + count) * K * 2, K * 2, SUMS.byteOffset);
+  for (let k = 0, j = first * K; k < count; k++) {
+    let sum = 0;
+    for (let i = query * K, end = i + K; i < end; i++, j++) sum = (sum + VALUES[i] * VALUES[j]) | 0;
+    SUMS[k] = sum;
+  }
+}
 /** The cosines of a patch with all patches of all frames [F·N]. */
 function affinity(patch) {
-  const found = new Float32Array(FRAMES * N);
-  for (let k = 0; k < found.length; k++) found[k] = cosine(patch, k);
-  return found;
+  sums(patch, 0, FRAMES * N);
+  return Float32Array.from({ length: FRAMES * N }, (_, k) => ALONG[patch] * ALONG[k] + SCALES[patch] * SCALES[k] * SUMS[k]);
 }
 
 function inside(rules, y, x, v, u) {
   if (rules.radius === 0) return true;
   const down = Math.abs(y - v), across = Math.abs(x - u);
-  return rules.shape === "square" ? Math.max(down, across) <= rules.radius : down * down + across * across < rules.radius * rules.radius;
+  if (rules.shape === "square") return Math.max(down, across) <= rules.radius;
+  const square = down * down + across * across, limit = rules.radius * rules.radius;
+  return rules.shape === "circle" ? square <= limit : square < limit;
 }
 
 /** Where a pixel of `to` lies among `from`, linearly: [lower, upper, share of the upper]. */
@@ -55,9 +71,10 @@ function maskToPatches(mask, values, rules) {
   return soft;
 }
 
-/** Soft labels [N, M] as a mask [SH, SW]: upsample, the largest wins, nearest. */
+/** Soft labels [N, M] as a mask [SH, SW]: enlarge, the largest wins, nearest. */
 function patchesToMask(soft, values, rules) {
-  const M = values.length, ys = linear(H, h), xs = linear(W, w);
+  const enlarge = rules.enlarge === "nearest" ? (to, from) => nearestPixel(to, from).map((at) => [at, at, 0]) : linear;
+  const M = values.length, ys = enlarge(H, h), xs = enlarge(W, w);
   const maps = new Float32Array(H * W * M), low = new Float32Array(M).fill(Infinity), high = new Float32Array(M).fill(-Infinity);
   for (let y = 0; y < H; y++) {
     const [y0, y1, fy] = ys[y];
@@ -86,27 +103,35 @@ function patchesToMask(soft, values, rules) {
   return mask;
 }
 
+/** How far to either side the radius reaches in a row so many rows away; −1: not at all. */
+function widths(rules) {
+  return Array.from({ length: h }, (_, down) => {
+    let across = -1;
+    while (across < w && inside(rules, 0, 0, down, across + 1)) across++;
+    return across;
+  });
+}
+
 /** One row of patches of a frame: its soft labels from the frames of `context` ({frame, labels}, the first one first). */
 function stepRow(target, y, context, near, far, M, rules, result, room) {
-  const { values, places, counts } = room, k = rules.top_k;
-  const reach = rules.radius === 0 ? Infinity : rules.shape === "square" ? Math.floor(rules.radius) : Math.ceil(rules.radius) - 1;
+  const { values, places, counts, reach } = room, k = rules.top_k;
   const best = new Float64Array(k), which = new Int32Array(k);
   for (let x = 0; x < w; x++) {
-    const query = target * N + y * w + x;
+    const query = target * N + y * w + x, along = ALONG[query], scale = SCALES[query];
     let found = 0, kept = 0;
-    context.forEach(({ frame }, c) => {
+    for (let c = 0; c < context.length; c++) {
       const whole = c === 0 && far > 0;
-      const y0 = whole ? 0 : Math.max(0, y - reach), y1 = whole ? h - 1 : Math.min(h - 1, y + reach);
-      const x0 = whole ? 0 : Math.max(0, x - reach), x1 = whole ? w - 1 : Math.min(w - 1, x + reach);
-      for (let v = y0; v <= y1; v++)
-        for (let u = x0; u <= x1; u++) {
-          const close = inside(rules, y, x, v, u);
-          const count = c === 0 ? far + (close ? near : 0) : close ? 1 : 0;
-          if (!count) continue;
-          const value = cosine(query, frame * N + v * w + u);
+      for (let v = 0; v < h; v++) {
+        const across = reach[Math.abs(y - v)];
+        if (across < 0 && !whole) continue;
+        const x0 = whole ? 0 : Math.max(0, x - across), x1 = whole ? w - 1 : Math.min(w - 1, x + across), row = v * w + x0;
+        const first = context[c].frame * N + row;
+        sums(query, first, x1 - x0 + 1);
+        for (let u = 0; u <= x1 - x0; u++) {
+          const value = along * ALONG[first + u] + scale * SCALES[first + u] * SUMS[u];
           values[found] = value;
-          places[found] = c * N + v * w + u;
-          counts[found] = count;
+          places[found] = c * N + row + u;
+          counts[found] = whole ? far + (Math.abs(x - u) <= across ? near : 0) : c === 0 ? near : 1;
           if (kept < k || value > best[kept - 1]) { // into its place among the k best
             let j = kept < k ? kept++ : k - 1;
             for (; j > 0 && best[j - 1] < value; j--) { best[j] = best[j - 1]; which[j] = which[j - 1]; }
@@ -115,7 +140,8 @@ function stepRow(target, y, context, near, far, M, rules, result, room) {
           }
           found++;
         }
-    });
+      }
+    }
     const at = (y * w + x) * M;
     let total = 0;
     const add = (index, weight) => {
@@ -146,7 +172,7 @@ const pause = () => new Promise((go) => { const { port1, port2 } = new MessageCh
 async function travel(mask, start, rules, tell, going = () => true) {
   const values = [...new Set(mask)].sort((a, b) => a - b), M = values.length;
   const first = maskToPatches(mask, values, rules);
-  const room = { values: new Float64Array((rules.context + 1) * N), places: new Int32Array((rules.context + 1) * N), counts: new Float64Array((rules.context + 1) * N) };
+  const room = { values: new Float64Array((rules.context + 1) * N), places: new Int32Array((rules.context + 1) * N), counts: new Float64Array((rules.context + 1) * N), reach: widths(rules) };
   let since = performance.now();
   for (const direction of [1, -1]) {
     const queue = []; // the last frames with their predicted labels
@@ -543,8 +569,10 @@ $("#title").textContent = DATA.title;
 $("#source").textContent = DATA.source;
 $("#about").textContent = `${FRAMES} frames of ${h}×${w} patches; ${DATA.about}. ${DATA.protocol}.`;
 $("header").append(themeButton());
-canvas.width = SW;
-canvas.height = SH;
+const larger = Math.max(1, 900 / SW); // as wide as it is shown at most, so that marks are sharp on a small video
+canvas.width = Math.round(SW * larger);
+canvas.height = Math.round(SH * larger);
+canvas.style.setProperty("--ratio", SW / SH);
 DATA.frames.forEach((_, t) => {
   const small = make("canvas"), note = make("span"), figure = make("figure", {}, small, make("figcaption", {}, make("span", {}, DATA.names[t]), note));
   small.width = 300;

@@ -15,8 +15,10 @@ from common.files import write_atomically
 
 LIMIT = 10 * 2**20  # bytes: what a page may weigh
 
-# The browser itself refuses whatever a page would fetch.
-_POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+# The browser itself refuses whatever a page would fetch. The explorer's script compiles WebAssembly that it carries.
+_POLICY = (
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'wasm-unsafe-eval'"
+)
 
 
 def write_page(path: str | Path, name: str, title: str, data: dict[str, Any]) -> int:

@@ -125,6 +125,7 @@ return travel(Uint8Array.from(mask), start, rules(), tell).then(() => found);
 RULES = {
     "dino": rules_of("dino", context=2, radius=2),
     "paper": rules_of("paper", context=3, radius=2.5, top_k=4, temperature=0.2),
+    "dinov3": rules_of("dinov3", context=2, radius=2),
     "rsp": rules_of("rsp", context=7, radius=0),
     "no context": rules_of("dino", context=0, radius=3, shape="disk"),
     "filled, all within the radius": rules_of("paper", context=2, radius=3, first_unlimited=False, weights="cut"),
@@ -147,6 +148,10 @@ def test_masks_travel_as_in_python(rules, video, browser, tmp_path):
                 np.testing.assert_allclose(np.reshape(own, labels.shape), labels.numpy(), atol=2e-5)
                 expected = patches_to_mask(labels, values, SIZE, SIZE, rules)
                 assert (np.reshape(result, SIZE) == expected).mean() > 0.999
+        assert browser.run("return compiled !== null")
+        browser.run("globalThis.kept = compiled; compiled = null")  # as in a browser without SIMD
+        assert browser.run(FOLLOW, mask.flatten().tolist(), start) == found
+        browser.run("compiled = kept")
     assert browser.console() == []
 
 

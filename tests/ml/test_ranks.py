@@ -110,6 +110,45 @@ def test_features_and_validation_come_from_a_model_in_training(trainer, tmp_path
     assert codes == [0, 0] and all((tmp_path / name).is_file() for name in ("ddp0", "ddp1", "fsdp0", "fsdp1")), said
 
 
+def test_ranks_agree_on_masks_that_a_strategy_chooses(trainer, tmp_path):
+    """After three steps with half a batch each, two ranks have the same heads and teachers and hide the same patches of
+    the same pairs, bit by bit."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import torch\n"
+        "from mae.models_mae import MAEEncoder\n"
+        "from ml.optimisation import make_optimizer\n"
+        "from ml.ranks import join_ranks, leave_ranks, wrap\n"
+        "from ml.SiamMAE import SiamMAE\n"
+        "from ml.step import training_step\n"
+        "ranks, device = join_ranks('cpu')\n"
+        "videos = torch.randint(256, (4, 4, 2, 3, 32, 32), generator=torch.Generator().manual_seed(1)).byte()\n"
+        "for strategy in ('hard', 'uncertain', 'motion'):\n"
+        "    torch.manual_seed(0)\n"
+        "    encoder = MAEEncoder(32, 8, 32, 2, 2)\n"
+        "    model = SiamMAE(encoder, decoder_size=(32, 1, 2), mask_ratio=0.75, mask_strategy=strategy).train()\n"
+        "    module, optimizer = wrap(model, 'ddp', ranks, device), make_optimizer(model, 1e-3, 0.05)\n"
+        "    for step in range(3):\n"
+        "        model.before_step(step, 4)\n"
+        "        batch = dict(video=videos[step][ranks.rank :: 2], seed=torch.arange(4)[ranks.rank :: 2])\n"
+        "        training_step(module, [batch], optimizer, device=device, ranks=ranks)\n"
+        "    model.before_step(3, 4)\n"
+        "    scores = model.hiding.scores(model, model.normalize(videos[3]))\n"
+        "    for mine in (scores, model.draw_noise(videos[3], torch.arange(4)), *model.state_dict().values()):\n"
+        "        both = [torch.empty_like(mine) for _ in range(2)]\n"
+        "        torch.distributed.all_gather(both, mine.contiguous())\n"
+        "        assert torch.equal(*both), strategy\n"
+        "    assert scores.std() > 0, strategy\n"
+        "    noise = [model.train(mode).draw_noise(videos[3], torch.arange(4)) for mode in (True, False)]\n"
+        "    assert not torch.equal(*noise), strategy\n"
+        f"    open(f'{tmp_path}/{{strategy}}{{ranks.rank}}', 'x').close()\n"
+        "ranks.wait(); leave_ranks()\n"
+    )
+    codes, said = trainer.run(*[["python", program]] * 2, root=tmp_path)
+    names = [f"{strategy}{rank}" for strategy in ("hard", "uncertain", "motion") for rank in (0, 1)]
+    assert codes == [0, 0] and all((tmp_path / name).is_file() for name in names), said
+
+
 def torchrun(*words, options=()):
     """Start a program, or `-m` a module, in two processes of torchrun's own."""
     return subprocess.Popen(
