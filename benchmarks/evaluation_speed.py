@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ from torch.nn import functional
 
 from benchmarks import plain_evaluation as plain
 from benchmarks.plain_evaluation import median_and_interval
+from common.files import write_text
 from evaluation.benchmarks.davis import Davis
 from evaluation.features import Source, model_source
 from evaluation.metrics import region_and_contour
 from evaluation.propagation import Context, propagate, propagate_step
 from evaluation.protocols import Protocol, protocol
-from evaluation.run import evaluate
+from evaluation.run import evaluate, score_results
 from evaluation.videos import Video, read_mask
 from mae.models_mae import MAEEncoder
 
@@ -224,14 +226,17 @@ def _silent(_: str) -> None:
 
 
 def metrics(settings: Settings) -> dict[str, Any]:
-    """J and F of a synthetic sequence from its PNG files; every value must be equal."""
+    """J and F of a synthetic sequence from its PNG files, also by `siammae score`; every value must be equal."""
     count = settings.scored
     with tempfile.TemporaryDirectory() as name:
-        truths, results = Path(name) / "truth", Path(name) / "result"
-        for folder, seed in ((truths, 0), (results, 1)):
-            folder.mkdir()
+        root = Path(name)
+        pictures, truths = (root / kind / "480p" / "blobs" for kind in ("JPEGImages", "Annotations"))
+        results = root / "results" / "blobs"
+        for folder, suffix, seed in ((pictures, "jpg", 0), (truths, "png", 0), (results, "png", 1)):
+            folder.mkdir(parents=True)
             for t in range(count):
-                Image.fromarray(objects(t, seed)).save(folder / f"{t:05d}.png")
+                Image.fromarray(objects(t, seed)).save(folder / f"{t:05d}.{suffix}")
+        write_text(root / "ImageSets" / "2017" / "val.txt", "blobs")
 
         def ours() -> np.ndarray:
             pairs = [(read_mask(truths / f"{t:05d}.png"), read_mask(results / f"{t:05d}.png")) for t in range(count)]
@@ -240,8 +245,12 @@ def metrics(settings: Settings) -> dict[str, Any]:
 
         expected, found = np.stack(plain.score_folders(truths, results)), ours()
         _agree("J and F", float(np.abs(expected - found).max()), 0.0)
-        seconds = in_turn(((lambda: plain.score_folders(truths, results)), ours), settings.repeats)
-    return {"rows": {"J and F from PNG files": row(seconds)}, "values of J and F": found.size}
+        score = partial(score_results, Davis(root), results.parent, report=_silent)
+        _agree("J&F", abs(score().row["J&F-Mean"] - expected.mean((1, 2)).mean()), 1e-12)
+        ways = (lambda: plain.score_folders(truths, results)), ours, score
+        plainly, *here = in_turn(ways, settings.repeats)
+    rows = zip(("J and F from PNG files", "the same, by `siammae score`"), here, strict=True)
+    return {"rows": {name: row([plainly, seconds]) for name, seconds in rows}, "values of J and F": found.size}
 
 
 def objects(t: int, seed: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """siammae samples --out FILE"""
 
 from pathlib import Path
+from typing import Any
 
 from common.errors import InputError
 
@@ -34,7 +35,7 @@ def main(
     if count < 1:
         raise InputError(f"count is {count}; expected at least 1")
     if data is not None:
-        turned = dict(augment=rotation > 0, rotation=rotation, rotation_each=rotation_each)
+        turned: dict[str, Any] = dict(augment=rotation > 0, rotation=rotation, rotation_each=rotation_each)
         dataset = get_kinetics_dataset(data, image_size=size, seed=seed, **turned)
         spread = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
         chosen = [dataset[epoch, index] for epoch, index in enumerate(spread)]  # another pair where a video comes again
