@@ -217,7 +217,7 @@ def test_look_paint_sliders_keys_and_the_saved_mask(video, browser, tmp_path):
 def test_a_phone_looks_and_paints_with_a_finger(video, chromium, tmp_path):
     with chromium(390, 800, touch=True) as browser:
         browser.open(page_of(video, tmp_path, RULES["dino"]))
-        browser.run("document.querySelector('#title').textContent = 'a_long_name_without_any_space_in_it_of_a_video.mp4'")
+        browser.run("document.querySelector('#title').textContent = 'a_long_name_without_any_space_of_a_video.mp4'")
         assert browser.run("return [document.documentElement.scrollWidth, innerWidth]") == [390, 390]
         browser.click("#canvas", 0.1, 0.1)
         browser.until("state.query === 0")
