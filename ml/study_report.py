@@ -20,7 +20,7 @@ ORDERS = (
     ("two frames before one (MAE)", BASE, "MAE", "comparison with MAE"),
     ("video before crops of one frame", BASE, "crops", "data augmentation against frame pairs"),
 )
-PANELS = ("error 75", "hits", "J&F")
+PANELS = ("error 75", "shift", "J&F")
 
 
 PAGE = """# What each choice is worth, in small
@@ -35,7 +35,7 @@ them matter in a model that trains in minutes on one core, and do the paper's or
 ## Method
 
 One choice is changed at a time. The base is the paper's recipe in small: {model} at {image_size} pixels,
-{mask_ratio:.0%} hidden, cross-self decoder, pairs of video with gaps of {min_gap} to {max_gap} thirtieths of a second,
+{hidden} % hidden, cross-self decoder, pairs of video with gaps of {min_gap} to {max_gap} thirtieths of a second,
 {batch_size} pairs in a step, {steps} steps. Each run starts from the shipped image MAE, unless the table says
 otherwise, and sees the same videos. {count} of {planned} runs (seeds {seeds}), {hours:.1f} core-hours with scoring.
 
@@ -51,7 +51,7 @@ features as they are. *δ_avg*: points of the synthetic world. Mean ± standard 
 
 {trivial}
 
-![errors, hits and J&F of every arm, one dot a run]({figure})
+![error, shift and J&F of every arm, one dot a run]({figure})
 
 ## The paper's orders
 
@@ -81,6 +81,7 @@ def report(study: Mapping[str, Any], figure: str) -> str:
     missing = [arm for arm in ARMS if arm not in table]
     page = PAGE.format(
         **base[0]["config"],
+        hidden=round(100 * base[0]["config"]["mask_ratio"]),
         steps=" or ".join(f"{n:,}" for n in sorted({run["steps"] for run in base})),
         seeds=", ".join(map(str, sorted({run["seed"] for run in runs}))),
         count=len(runs),
@@ -115,7 +116,7 @@ def _trivial(scores: Mapping[str, Any]) -> str:
     for ratio in ("0.75", "0.95"):
         row = scores["video"][ratio]["all"]
         found = [f"{name} {row[name]:.3f}" for name in ("copy", "copy × factor", "mean") if name in row]
-        said.append(f"{float(ratio):.0%} hidden: {', '.join(found)}")
+        said.append(f"{100 * float(ratio):.0f} % hidden: {', '.join(found)}")
     for name, row in scores.get("motion", {}).items():
         found = [f"{what} {row[what]:.3f}" for what in ("copy", "copy × factor", "mean") if what in row]
         said.append(f"{name} px: {', '.join(found)}")
