@@ -106,7 +106,7 @@ def main(
 
 
 def _core_hours(runs: list[dict[str, Any]]) -> float:
-    return sum(run["scores"]["minutes"] + run["scores"]["scoring minutes"] for run in runs) / 60
+    return sum((run["scores"]["minutes"] or 0) + run["scores"]["scoring minutes"] for run in runs) / 60
 
 
 def _go_on(
@@ -161,6 +161,7 @@ def _run(cell: "Cell", scores: Path, data: Path, held_out: Path, davis: Path | N
 
     config, arm, begun = cell.config, ARMS[cell.settings["arm"]], time.process_time()
     start = weights if arm.weights else None
+    begun_before = any((out / "checkpoints").glob(f"{cell.prefix}*"))  # then its time was spent by another process
     name, steps = None, 0
     if arm.trained:
         output = Output(root=out, prefix=cell.prefix)
@@ -173,7 +174,7 @@ def _run(cell: "Cell", scores: Path, data: Path, held_out: Path, davis: Path | N
     trained = time.process_time()
     model = at_size(model, config.data.image_size)  # the weights that it started from may be of another one
     found = score(model, held_out, davis, config.data.second)
-    found["minutes"] = (trained - begun) / 60
+    found["minutes"] = None if begun_before else (trained - begun) / 60
     found["scoring minutes"] = (time.process_time() - trained) / 60
     whole = {**cell.settings, "run": name, "steps": steps, "config": config.flat(), "scores": found}
     write_text(scores, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
