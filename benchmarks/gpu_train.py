@@ -56,7 +56,7 @@ class Settings:
     mask_ratio: float = 0.95
     seconds: float = 2.5
     product: int = 8192
-    budget: float = 300.0  # with gpu_eval, eight minutes
+    budget: float = 450.0
     image_size: int = 224
     loader_batch: int = 256
     clips: int = 64

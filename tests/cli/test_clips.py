@@ -297,7 +297,7 @@ def test_the_papers_recipe():
     arguments = config.train_arguments
     assert arguments["peak_lr"] == pytest.approx(config.peak_lr)
     assert config.replace(repeated_sampling=1, batch_size=videos).peak_lr == pytest.approx(config.peak_lr)
-    assert config.shares(4) == (16, 32)  # torchrun --nproc_per_node=4
+    assert config.shares(4) == (128, 4)  # torchrun --nproc_per_node=4
     assert preset("mae_st_large_smoke").config.train_arguments["clip_grad"] == 0.02
     with torch.device("meta"):
         model = build_model(config.model.model, **config.model_arguments).config
