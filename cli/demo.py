@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -73,6 +74,7 @@ def main(data: Path | None = None, preset: str = "demo", out: Path = Path("runs/
     exporter = HTMLExporter()
     exporter.log.setLevel("ERROR")  # it would ask for alternative texts
     page, _ = exporter.from_notebook_node(notebook)
+    page = re.sub(r'<script src="https://[^"]*">\s*</script>', "", page)  # it has no formulas
     write_atomically(out / "SiamMAE.html", lambda file: file.write(page.encode()))
     write_atomically(out / "SiamMAE.ipynb", lambda file: file.write(nbformat.writes(notebook).encode()))
     if failed is not None:

@@ -29,6 +29,7 @@ def test_it_runs_from_top_to_bottom(clips, tmp_path):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     page = (tmp_path / "page" / "SiamMAE.html").read_text()
+    assert 'src="http' not in page  # it opens without a network
     assert page.count("data:image/png;base64,") >= 12 and "wrong f1" in page and "Traceback" not in page
     (difference,) = re.findall(r"by hand and by evaluation.propagation: largest difference (\d\S*)", page)
     assert float(difference) < 1e-5
