@@ -60,11 +60,11 @@ def main(
     """
     from dataset_loader import check_disjoint
     from dataset_loader.sources import open_source
-    from ml.study import ARMS, base_config, make_cell, read_scores
+    from ml.study import ARMS, base_config, make_cell, read_results, read_scores
 
     page = report or out / "report.md"
     if results is not None:
-        return _write(json.loads(results.read_text(encoding="utf-8")), page)
+        return _write(read_results(results), page)
     if data is None or held_out is None:
         raise InputError("study takes --data VIDEOS and --held-out VIDEOS, or --results FILE of an earlier study")
     check_disjoint(data, held_out)

@@ -6,14 +6,13 @@ allows in the order of `ARMS`, all seeds of an arm before the next arm.
 """
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
-from ml.ablation import Cell, prefix_of
+from ml.ablation import Cell, prefix_of, spread
 from ml.config import RunConfig
 from ml.presets import preset
 
@@ -111,6 +110,18 @@ def read_scores(path: Path) -> dict[str, Any] | None:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """What `siammae study` left beside its report; an InputError for anything else."""
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+        complete = bool(study["runs"]) and {"planned", "hours", "videos"} <= study.keys()
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise InputError(f"{path} holds no results of a study: expected the .json beside a report of siammae study")
+    return dict(study)
+
+
 def number(scores: Mapping[str, Any], measure: Measure) -> float | None:
     """What a run's scores say of a measure; None where it has none."""
     found: Any = scores
@@ -125,18 +136,10 @@ class Spread:
 
     values: tuple[float, ...]
 
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """With n − 1 in the denominator; None of one value."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
     def text(self, decimals: int) -> str:
-        spread = "" if self.deviation is None else f" ± {self.deviation:.{decimals}f}"
-        return f"{self.mean:.{decimals}f}{spread}"
+        """Mean ± standard deviation, the latter of several values."""
+        mean, deviation = spread(self.values)
+        return f"{mean:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
 
 
 def gather(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Spread]]:

@@ -9,6 +9,7 @@ import pytest
 from cli.main import main
 from cli.train import try_out
 from common.errors import InputError
+from ml.ablation import spread
 from ml.study import ARMS, BASE, MEASURES, Spread, base_config, gather, make_cell, verdict
 from ml.study_report import report, study_figure
 
@@ -62,7 +63,7 @@ def test_mean_and_spread_over_seeds():
     table = gather(RUNS)
     assert list(table) == [BASE, "mask 75 %", "cross"]  # the order of ARMS
     found = table[BASE]["J&F"]
-    assert found.mean == 47.0 and found.deviation == statistics.stdev([46, 47, 48]) == 1.0
+    assert spread(found.values) == (47.0, statistics.stdev([46, 47, 48])) == (47.0, 1.0)
     assert found.text(1) == "47.0 ± 1.0" and Spread((2.0,)).text(1) == "2.0"
 
 
@@ -139,6 +140,7 @@ def test_two_small_runs_end_to_end_and_again(halves, tmp_path, monkeypatch, caps
     [
         (["--hours", "0"], "hours is 0.0; expected more than 0"),
         (["--cell", "base"], "cell is 'base'; expected an arm and a seed, such as base/0"),
+        (["--results", __file__], "holds no results of a study: expected the .json beside a report"),
         (["--arms", "bass"], "arm 'bass' is unknown; there are untrained"),
     ],
 )
