@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional
 
 from benchmarks.rows import Rows
 from cli.feature_sources import open_source
+from cli.synthetic_scenes import write_davis
 from common.errors import InputError
 from common.files import write_text
 from dataset_loader.synthetic import synthetic_video
@@ -254,21 +254,14 @@ def measure_whole(run: Rows, settings: Settings, data: Path, name: str) -> None:
 
 
 def synthetic_davis(root: Path, settings: Settings, sequences: int = 3) -> Path:
-    """Scenes with moving objects in DAVIS's layout, of both years."""
+    """Scenes with moving objects in DAVIS's layout."""
     size, frames = (settings.size, settings.frames) if settings.frames else ((480, 854), 24)
-    for number in range(sequences):
-        scene = synthetic_video(number, height=size[0], width=size[1], seconds=frames / 12, fps=12)
-        for kind, suffix, pictures in (
-            ("JPEGImages", "jpg", scene.frames.transpose(0, 2, 3, 1)), ("Annotations", "png", scene.masks)
-        ):  # fmt: skip
-            folder = root / kind / "480p" / f"scene{number}"
-            folder.mkdir(parents=True)
-            for t, picture in enumerate(pictures):
-                Image.fromarray(picture).save(folder / f"{t:05d}.{suffix}", quality=95)
-    for year in (2016, 2017):
-        names = "".join(f"scene{number}\n" for number in range(sequences))
-        write_text(root / "ImageSets" / str(year) / "val.txt", names)
-    return root
+    seconds = frames / 12
+    return write_davis(
+        [synthetic_video(n, height=size[0], width=size[1], seconds=seconds, fps=12) for n in range(sequences)],
+        root,
+        "jpg",
+    )
 
 
 def measure(run: Rows, settings: Settings, data: Path | None, source: str) -> dict[str, Any]:

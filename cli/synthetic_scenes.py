@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from common.files import write_text
 from dataset_loader.synthetic import SyntheticVideo, synthetic_video
 from evaluation.benchmarks.davis import Davis
 from evaluation.benchmarks.tap_vid import TapVid
@@ -54,21 +55,27 @@ def grid_tracks(scene: SyntheticVideo, step: int = 10) -> tuple[np.ndarray, np.n
     return points, occluded
 
 
+def write_davis(scenes: Sequence[SyntheticVideo], root: Path, suffix: str = "png") -> Path:
+    """The scenes in DAVIS's layout, of both years; suffix: of the frames."""
+    for number, scene in enumerate(scenes):
+        frames = scene.frames.transpose(0, 2, 3, 1)
+        for kind, pictures, end in (("JPEGImages", frames, suffix), ("Annotations", scene.masks, "png")):
+            folder = root / kind / "480p" / f"scene{number}"
+            folder.mkdir(parents=True)
+            for t, picture in enumerate(pictures):
+                Image.fromarray(picture).save(folder / f"{t:05d}.{end}", quality=95)
+    for year in ("2016", "2017"):
+        write_text(root / "ImageSets" / year / "val.txt", "".join(f"scene{n}\n" for n in range(len(scenes))))
+    return root
+
+
 def write_scenes(scenes: Sequence[SyntheticVideo], root: Path) -> tuple[Davis, TapVid]:
     """The scenes in the layouts of DAVIS and of TAP-Vid."""
     points: dict[str, Any] = {}
     for number, scene in enumerate(scenes):
-        name = f"scene{number}"
-        frames = scene.frames.transpose(0, 2, 3, 1)
-        for kind, pictures in (("JPEGImages", frames), ("Annotations", scene.masks)):
-            folder = root / "DAVIS" / kind / "480p" / name
-            folder.mkdir(parents=True)
-            for t, picture in enumerate(pictures):
-                Image.fromarray(picture).save(folder / f"{t:05d}.png")
         places, occluded = grid_tracks(scene)
-        points[name] = {"video": np.ascontiguousarray(frames), "points": places, "occluded": occluded}
-    lists = root / "DAVIS" / "ImageSets" / "2017"
-    lists.mkdir(parents=True)
-    (lists / "val.txt").write_text("".join(f"{name}\n" for name in points))
+        video = np.ascontiguousarray(scene.frames.transpose(0, 2, 3, 1))
+        points[f"scene{number}"] = {"video": video, "points": places, "occluded": occluded}
+    davis = write_davis(scenes, root / "DAVIS")
     (root / "points.pkl").write_bytes(pickle.dumps(points))
-    return Davis(root / "DAVIS"), TapVid(root / "points.pkl")
+    return Davis(davis), TapVid(root / "points.pkl")
