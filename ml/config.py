@@ -16,7 +16,7 @@ from mae.schedule import Schedule
 # The names that `ml.SiamMAE.DECODERS`, `mae.masking.MASKINGS`, `mae.patches.LOSSES` and
 # `ml.extensions.hiding.STRATEGIES` register; a test compares them.
 EncoderKind = Literal["siamese", "joint"]
-DecoderKind = Literal["cross-self", "cross", "joint"]
+DecoderKind = Literal["cross-self", "cross", "joint", "rotary"]
 MaskKind = Literal["agnostic", "tube", "frame", "prospective", "retrospective"]
 LossKind = Literal["mse", "l1"]
 MaskStrategy = Literal["random", "hard", "uncertain", "motion", "still"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from timm.layers import Mlp
+from timm.layers import AttentionRope, Mlp, apply_rot_embed_cat, build_rotary_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +23,7 @@ class CrossAttention(nn.Module):
     """Multi-head attention of queries x [B·F, N, D] to a memory [B, M, D] → [B·F, N, D].
 
     Queries do not see each other, so those of all futures of one past are taken together, and f1's keys and values are
-    computed once.
+    computed once. rotary [N, 2 · D / heads]: the sines and cosines by which queries and keys are turned, if any.
     """
 
     def __init__(self, dim: int, num_heads: int):
@@ -33,11 +33,17 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        B, _, D = memory.shape
-        q = self.q(x).reshape(B, -1, self.num_heads, D // self.num_heads).transpose(1, 2)  # [B, heads, F·N, D / heads]
-        k, v = self.kv(memory).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, memory: Tensor, rotary: Tensor | None = None) -> Tensor:
+        q, k, v = self.heads(x, memory, rotary)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+    def heads(self, x: Tensor, memory: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, heads, F·N, D / heads], keys and values [B, heads, M, D / heads]."""
+        q = self.q(x).reshape(len(memory), -1, self.num_heads, x.shape[-1] // self.num_heads).transpose(1, 2)
+        k, v = self.kv(memory).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if rotary is not None:
+            q, k = (apply_rot_embed_cat(y, rotary.repeat(y.shape[2] // len(rotary), 1)).to(v) for y in (q, k))
+        return q, k, v
 
 
 class CrossSelfBlock(nn.Module):
@@ -68,6 +74,30 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class RotaryBlock(nn.Module):
+    """As `CrossSelfBlock`, and both attentions know how far apart two places are (rotary positions, Su et al. 2021,
+    arXiv 2104.09864, by rows and columns): a query can ask for "two patches to the left" wherever it stands."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.cross_norm, self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim), LayerNorm(dim)
+        self.cross = CrossAttention(dim, num_heads)
+        self.attn = AttentionRope(dim, num_heads, num_prefix_tokens=0)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, memory: Tensor, rotary: Tensor) -> Tensor:
+        x = x + self.cross(self.cross_norm(x), memory, rotary)
+        x = x + self.attn(self.norm1(x), rotary)
+        return x + self.mlp(self.norm2(x))
+
+
+def rotary_positions(dim: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Sines and cosines [1 + N, 2 · dim] for heads of width dim: the class token is not turned, a patch by its row and
+    column times dim / 4 rates each, from one radian a patch down to nearly a hundredth."""
+    sines, cosines = build_rotary_pos_embed(list(grid), dim=dim, temperature=100, in_pixels=False, device=device)
+    return torch.cat([F.pad(sines, (0, 0, 1, 0)), F.pad(cosines, (0, 0, 1, 0), value=1.0)], dim=-1)
+
+
 class DecoderBlocks(NamedTuple):
     """What a kind of decoder is made of."""
 
@@ -75,6 +105,8 @@ class DecoderBlocks(NamedTuple):
     """of width, heads and MLP ratio; takes tokens, and the memory [B, M, D] that it looks into unless `joint`"""
     joint: bool = False
     """f1's tokens are not a memory, but stand among f2's"""
+    rotary: bool = False
+    """takes `rotary_positions` besides"""
 
 
 # To add a decoder, write its block and give it a name here and in `ml.config.DecoderKind`.
@@ -82,6 +114,7 @@ DECODERS: dict[str, DecoderBlocks] = {
     "cross-self": DecoderBlocks(CrossSelfBlock),
     "cross": DecoderBlocks(CrossBlock),
     "joint": DecoderBlocks(Block, joint=True),
+    "rotary": DecoderBlocks(RotaryBlock, rotary=True),
 }
 
 
@@ -89,8 +122,8 @@ class CrossDecoder(nn.Module):
     """Predicts every patch of f2 from f2's visible tokens and all of f1's (SiamMAE §3, "Decoder").
 
     kind, one of `DECODERS`: `cross-self` (the paper's default): cross-attention to f1, self-attention, MLP in each
-    block; `cross`: without the self-attention; `joint`: self-attention over both frames' tokens. f2's class token is
-    among the queries, f1's among the keys. Both frames get the same positions: the model is not told which came first
+    block; `cross`: without the self-attention; `joint`: self-attention over both frames' tokens; `rotary`: cross-self
+    with rotary positions (not the paper's). f2's class token is among the queries, f1's among the keys. Both frames get the same positions: the model is not told which came first
     (no temporal position). `checkpointing` (an attribute) is as in `MAEEncoder`.
     """
 
@@ -111,7 +144,7 @@ class CrossDecoder(nn.Module):
         super().__init__()
         if kind not in DECODERS:
             raise InputError(f"decoder kind {kind!r} is unknown; there are {', '.join(DECODERS)}")
-        build, self.joint = DECODERS[kind]
+        build, self.joint, self.rotary = DECODERS[kind]
         self.grid, self.size = grid, (dim, depth, num_heads)
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -163,6 +196,8 @@ class CrossDecoder(nn.Module):
             x = torch.cat([x, memory.repeat_interleave(len(x) // len(memory), dim=0)], dim=1)
             x = through(self.blocks, x, checkpointing=checkpointing)
         else:
-            x = through(self.blocks, x, memory, checkpointing=checkpointing)
+            dim, _, heads = self.size
+            others = (rotary_positions(dim // heads, grid, x.device),) if self.rotary else ()
+            x = through(self.blocks, x, memory, *others, checkpointing=checkpointing)
         N = ids_restore.shape[1]
         return self.pred(self.norm(x[:, 1 : 1 + N]))

@@ -89,14 +89,10 @@ def cross_attention_maps(model: torch.nn.Module) -> Iterator[list[Tensor]]:
     """
     maps: list[Tensor] = []
 
-    def keep(module: Any, arguments: tuple[Tensor, Tensor]) -> None:
-        queries, memory = arguments
-        B, M, D = memory.shape
-        heads = module.num_heads
-        q = module.q(queries).reshape(B, -1, heads, D // heads).transpose(1, 2)
-        k = module.kv(memory).unflatten(-1, (2, heads, -1))[:, :, 0].transpose(1, 2)
-        weights = (q @ k.mT / (D // heads) ** 0.5).softmax(-1)
-        maps.append(weights.unflatten(2, (-1, queries.shape[1]))[..., 1:, 1:].flatten(2, 3))
+    def keep(module: Any, arguments: tuple[Tensor, ...]) -> None:
+        q, k, _ = module.heads(*arguments)
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+        maps.append(weights.unflatten(2, (-1, arguments[0].shape[1]))[..., 1:, 1:].flatten(2, 3))
 
     hooks = [m.register_forward_pre_hook(keep) for m in model.modules() if isinstance(m, CrossAttention)]
     try:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from common.errors import InputError
 from mae.models_mae import ARCHITECTURES, MAEEncoder, MaskedAutoencoderViT
 from mae.patches import normalize
+from ml.decoders import CrossAttention, rotary_positions
 from ml.SiamMAE import CrossDecoder, SiamMAE, build_model
 
 ENCODER = dict(img_size=(24, 32), patch_size=8, embed_dim=48, depth=2, num_heads=4)  # a grid of 3×4, nothing square
@@ -51,7 +52,7 @@ def test_around_maes_decoder_it_begins_as_mae():
     assert torch.equal(mask, expected_mask) and model.norm_pix_loss is False
     loss.backward()  # and it can leave that start: the zeros have a gradient
     assert all(block.cross.proj.weight.grad.any() for block in model.decoder.blocks)
-    for kind in ("cross", "joint"):  # what these kinds keep of the weights
+    for kind in ("cross", "joint", "rotary"):  # what these kinds keep of the weights
         part = CrossDecoder.around(mae, kind)
         assert torch.equal(part.blocks[1].mlp.fc1.weight, mae.decoder_blocks[1].mlp.fc1.weight)
         assert torch.equal(part.pred.weight, mae.decoder_pred.weight)
@@ -97,6 +98,23 @@ def test_the_decoder_equals_attention_written_out():
         torch.testing.assert_close(block(x, memory), y, rtol=1e-5, atol=1e-5)
 
 
+def test_rotary_attention_depends_on_how_far_apart_places_are():
+    """Against complex numbers: pair j of a head is turned by row · rate_j, or by column · rate_j in the second half."""
+    (h, w), heads, dim = (3, 5), 2, 16
+    cross = CrossAttention(heads * dim, heads)
+    x, memory = torch.randn(2, 1 + h * w, heads * dim), torch.randn(1, 1 + h * w, heads * dim)  # two futures of a past
+    with torch.no_grad():
+        q, k, _ = cross.heads(x, memory, rotary_positions(dim, (h, w), x.device))
+        plain_q, plain_k, _ = cross.heads(x, memory)
+    rates = 100.0 ** (-torch.arange(dim // 4) / (dim // 4))
+    places = [(0, 0), *((row, column) for row in range(h) for column in range(w))]  # the class token is not turned
+    angle = torch.stack([torch.cat([row * rates, column * rates]) for row, column in places])  # [1 + N, dim / 2]
+    away = angle.repeat(2, 1)[:, None] - angle[None]
+    pairs = [torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous()) for y in (plain_q, plain_k)]
+    product = pairs[0][:, :, :, None] * pairs[1][:, :, None].conj() * torch.polar(torch.ones_like(away), away)
+    torch.testing.assert_close(q @ k.mT, product.real.sum(-1), rtol=0, atol=1e-5)
+
+
 def test_a_siamese_f1_does_not_depend_on_f2_and_a_joint_one_does():
     video = torch.rand(1, 2, 3, 24, 32)
     past, future = normalize(video).unbind(1)
@@ -109,7 +127,7 @@ def test_a_siamese_f1_does_not_depend_on_f2_and_a_joint_one_does():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(InputError, match="cross-self, cross, joint"):
+    with pytest.raises(InputError, match="cross-self, cross, joint, rotary"):
         tiny(decoder_kind="both")
     with pytest.raises(InputError, match="siamese, joint"):
         tiny(encoder_kind="both")

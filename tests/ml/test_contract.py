@@ -95,7 +95,7 @@ class Case:
 PAIRS = [
     Case("SiamMAE", (encoder, decoder), 2)
     for encoder in ("siamese", "joint")
-    for decoder in ("cross-self", "cross", "joint")
+    for decoder in ("cross-self", "cross", "joint", "rotary")
 ]
 CLIPS = [Case("MAE-ST", (kind,), 6) for kind in MASKINGS] + [Case("MAE-ST", ("agnostic",), 6, predicted=2)]
 TWO = [PAIRS[0], CLIPS[0]]

@@ -89,7 +89,7 @@ def test_the_public_names_bring_the_decoder_along(pairs, tmp_path):
     assert again.config == pairs.config
 
 
-@pytest.mark.parametrize("kind", ["cross", "joint"])
+@pytest.mark.parametrize("kind", ["cross", "joint", "rotary"])
 def test_a_decoder_that_no_public_code_has_stays_at_home(kind, tmp_path):
     model = shaken(SiamMAE(MAEEncoder(**SIZES), 0.9, decoder_size=(32, 1, 4), decoder_kind=kind))
     write_folder(model, tmp_path / "out", "public", {})

@@ -30,7 +30,7 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("decoder_kind", ["cross-self", "cross", "joint"])
+@pytest.mark.parametrize("decoder_kind", ["cross-self", "cross", "joint", "rotary"])
 def test_futures_are_so_many_pairs(decoder_kind):
     """Loss, prediction, mask and gradients are those of B·F separate pairs with the same masks."""
     model, video = tiny(decoder_kind), pasts()
