@@ -1,5 +1,6 @@
 """What several test folders share: a small folder of encoded videos, and real data of others, where it is here."""
 
+import os
 import signal
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -26,8 +27,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """Small tensors gain nothing from threads, and sums keep their order."""
+    """Small tensors gain nothing from threads, and sums keep their order; so also in the programs that tests start, whose
+    threads would wait for each other beside two test processes on two cores."""
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
