@@ -24,7 +24,7 @@ from mae.models_mae_st import ARCHITECTURES_ST, SpatiotemporalMAE, pixel_statist
 from mae.patches import grid_size
 from mae.pretraining import PretrainingModel
 from mae.weights import download_pretrained_model, load_pretrained, load_pretrained_st
-from ml.decoders import DECODERS, CrossDecoder
+from ml.decoders import DECODERS, CrossDecoder, takes_over
 from ml.extensions.hiding import Hiding
 from ml.pair_models import ImageMAE, PairModel
 
@@ -87,7 +87,9 @@ class SiamMAE(PairModel):
         self.encoder.load_state_dict({key: value for key, value in mae.state_dict().items() if key in own})
         if pretrained_decoder is None:
             taken = getattr(mae, "cross_decoder", None)
-            pretrained_decoder = getattr(mae, "decoder_is_pretrained", False) or (taken and taken.kind == decoder_kind)
+            pretrained_decoder = getattr(mae, "decoder_is_pretrained", False) or (
+                taken and takes_over(decoder_kind, taken.kind)
+            )
         if pretrained_decoder:
             if not isinstance(mae, MaskedAutoencoderViT):
                 raise InputError("pretrained_decoder=True, but this MAE is an encoder alone; pass one with a decoder")

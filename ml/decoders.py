@@ -93,8 +93,10 @@ class RotaryBlock(nn.Module):
 
 def rotary_positions(dim: int, grid: tuple[int, int], device: torch.device) -> Tensor:
     """Sines and cosines [1 + N, 2 · dim] for heads of width dim: the class token is not turned, a patch by its row and
-    column times dim / 4 rates each, from one radian a patch down to nearly a hundredth."""
-    sines, cosines = build_rotary_pos_embed(list(grid), dim=dim, temperature=100, in_pixels=False, device=device)
+    column times dim / 4 rates each, from a quarter of a turn a patch down to a 64th: fine enough to tell neighbours
+    apart, coarse enough not to repeat within the grid."""
+    rates = torch.pi / 2 * 16.0 ** -torch.linspace(0, 1, dim // 4, device=device)
+    sines, cosines = build_rotary_pos_embed(list(grid), bands=rates, in_pixels=False, device=device)
     return torch.cat([F.pad(sines, (0, 0, 1, 0)), F.pad(cosines, (0, 0, 1, 0), value=1.0)], dim=-1)
 
 
@@ -116,6 +118,11 @@ DECODERS: dict[str, DecoderBlocks] = {
     "joint": DecoderBlocks(Block, joint=True),
     "rotary": DecoderBlocks(RotaryBlock, rotary=True),
 }
+
+
+def takes_over(kind: str, trained: str) -> bool:
+    """Whether a decoder of a kind can begin with the weights of one that was trained on pairs: it has the same parts."""
+    return kind == trained or (kind, trained) == ("rotary", "cross-self")
 
 
 class CrossDecoder(nn.Module):
@@ -160,12 +167,16 @@ class CrossDecoder(nn.Module):
     def around(cls, mae: MaskedAutoencoderViT, kind: str = "cross-self") -> "CrossDecoder":
         """A decoder of the size of MAE's that begins with MAE's weights, as far as it has the same parts.
 
-        Cross-attention starts with an output of zero, so that `cross-self` begins by predicting what MAE predicts.
+        Cross-attention starts with an output of zero, so that `cross-self` begins by predicting what MAE predicts. Of
+        weights that were trained on pairs all is taken over; `rotary` takes over those of `cross-self`, too.
         """
         size, mlp_ratio = mae.decoder_config, mae.encoder_config["mlp_ratio"]
-        if mae.cross_decoder is not None and kind == mae.cross_decoder.kind:  # of weights that were trained on pairs
+        if mae.cross_decoder is not None and takes_over(kind, mae.cross_decoder.kind):
             decoder = cls(mae.embed_dim, mae.patch_size, mae.grid, kind=kind, **mae.cross_decoder.sizes)
-            decoder.load_state_dict(mae.cross_decoder.state)
+            state = mae.cross_decoder.state
+            if kind != mae.cross_decoder.kind:
+                state = {key.replace(".block.", "."): value for key, value in state.items()}
+            decoder.load_state_dict(state)
             return decoder
         dim, depth, num_heads = (size[f"decoder_{x}"] for x in ("embed_dim", "depth", "num_heads"))
         decoder = cls(

@@ -26,7 +26,7 @@ class DecoderAffinity:
         if model.decoder.joint or model.encoder_kind == "joint":
             raise InputError(
                 f"{name} has a {model.encoder_kind} encoder and a {model.decoder_kind} decoder; decoder: takes "
-                "cross-attention between frames that were encoded apart: siamese, and cross-self or cross"
+                "cross-attention between frames that were encoded apart: siamese, and any decoder but joint"
             )
         self.model = model
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from common.errors import InputError
 from mae.models_mae import ARCHITECTURES, MAEEncoder, MaskedAutoencoderViT
 from mae.patches import normalize
+from ml.checkpoints import save_checkpoint
 from ml.decoders import CrossAttention, rotary_positions
-from ml.SiamMAE import CrossDecoder, SiamMAE, build_model
+from ml.SiamMAE import CrossDecoder, SiamMAE, build_model, prepare_model
 
 ENCODER = dict(img_size=(24, 32), patch_size=8, embed_dim=48, depth=2, num_heads=4)  # a grid of 3×4, nothing square
 GOLDEN = Path(__file__).parents[1] / "golden" / "mae_tiny.safetensors"
@@ -106,13 +107,31 @@ def test_rotary_attention_depends_on_how_far_apart_places_are():
     with torch.no_grad():
         q, k, _ = cross.heads(x, memory, rotary_positions(dim, (h, w), x.device))
         plain_q, plain_k, _ = cross.heads(x, memory)
-    rates = 100.0 ** (-torch.arange(dim // 4) / (dim // 4))
+    rates = torch.pi / 2 * 16.0 ** (-torch.arange(dim // 4) / (dim // 4 - 1))
     places = [(0, 0), *((row, column) for row in range(h) for column in range(w))]  # the class token is not turned
     angle = torch.stack([torch.cat([row * rates, column * rates]) for row, column in places])  # [1 + N, dim / 2]
     away = angle.repeat(2, 1)[:, None] - angle[None]
     pairs = [torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous()) for y in (plain_q, plain_k)]
     product = pairs[0][:, :, :, None] * pairs[1][:, :, None].conj() * torch.polar(torch.ones_like(away), away)
     torch.testing.assert_close(q @ k.mT, product.real.sum(-1), rtol=0, atol=1e-5)
+
+
+def test_a_rotary_decoder_begins_with_the_weights_of_a_cross_self_one(tmp_path):
+    """Where nothing turns queries and keys, both predict the same; a decoder of other parts begins anew."""
+    trained = tiny()
+    save_checkpoint(
+        tmp_path / "a.pt", dict(model=trained.state_dict(), config=trained.config, epoch=1, step=1, run="r")
+    )
+    mae = prepare_model(tmp_path / "a.pt", None)
+    rotary = SiamMAE(mae, 0.75, decoder_kind="rotary")
+    video, noise = torch.rand(2, 2, 3, 24, 32), torch.rand(2, 12)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        assert not torch.equal(rotary(video, noise=noise)[1], trained(video, noise=noise)[1])
+        still = torch.cat([torch.zeros(13, 8), torch.ones(13, 8)], dim=-1)
+        patch.setattr("ml.decoders.rotary_positions", lambda *_: still)
+        torch.testing.assert_close(rotary(video, noise=noise)[1], trained(video, noise=noise)[1], rtol=0, atol=1e-5)
+    other = SiamMAE(mae, 0.75, decoder_kind="cross", decoder_size=(32, 2, 4))
+    assert not torch.equal(other.decoder.pred.weight, trained.decoder.pred.weight)
 
 
 def test_a_siamese_f1_does_not_depend_on_f2_and_a_joint_one_does():
