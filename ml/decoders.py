@@ -121,7 +121,7 @@ DECODERS: dict[str, DecoderBlocks] = {
 
 
 def takes_over(kind: str, trained: str) -> bool:
-    """Whether a decoder of a kind can begin with the weights of one that was trained on pairs: it has the same parts."""
+    """Whether a decoder of a kind has the parts of one that was trained on pairs, and so can begin with its weights."""
     return kind == trained or (kind, trained) == ("rotary", "cross-self")
 
 
@@ -130,8 +130,8 @@ class CrossDecoder(nn.Module):
 
     kind, one of `DECODERS`: `cross-self` (the paper's default): cross-attention to f1, self-attention, MLP in each
     block; `cross`: without the self-attention; `joint`: self-attention over both frames' tokens; `rotary`: cross-self
-    with rotary positions (not the paper's). f2's class token is among the queries, f1's among the keys. Both frames get the same positions: the model is not told which came first
-    (no temporal position). `checkpointing` (an attribute) is as in `MAEEncoder`.
+    with rotary positions (not the paper's). f2's class token is among the queries, f1's among the keys. Both frames get
+    the same positions: the model is not told which came first (no temporal position). `checkpointing` (an attribute) is as in `MAEEncoder`.
     """
 
     checkpointing = False

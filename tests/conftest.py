@@ -27,8 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """Small tensors gain nothing from threads, and sums keep their order; so also in the programs that tests start, whose
-    threads would wait for each other beside two test processes on two cores."""
+    """Small tensors gain nothing from threads, and sums keep their order. The same in programs that tests start: beside
+    two test processes on two cores their threads would wait for each other."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 
