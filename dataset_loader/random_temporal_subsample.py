@@ -8,7 +8,8 @@ Legend: N frames of a video, R samples drawn from it, F frames of a sample, K fu
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 ROUNDING, HAIR = 1e-6, 1e-9  # sums of times that are equal on paper
 TRIES = 100  # of drawing gaps that fit the clip
+
+_Partners = tuple[np.ndarray, np.ndarray]
+"""For each frame its future at a gap, int64 [N], and whether the two may be a pair [N]"""
 
 
 class TemporalSampler(Protocol):
@@ -85,7 +89,8 @@ class RandomTemporalSubsample:
         min_gap…max_gap. Raises InputError if that leaves nothing.
         """
         clock = _Clock(times)
-        samples = [self._sample(clock, generator) for _ in range(self.repeated_sampling)]
+        partners = cache(partial(self._partners, clock))
+        samples = [self._sample(clock, partners, generator) for _ in range(self.repeated_sampling)]
         return np.array(samples, dtype=np.int64)
 
     def pasts(self, times: np.ndarray) -> np.ndarray:
@@ -95,13 +100,15 @@ class RandomTemporalSubsample:
         clock = _Clock(times)
         return np.logical_or.reduce([self._partners(clock, gap)[1] for gap in self._all_gaps])
 
-    def _sample(self, clock: "_Clock", generator: np.random.Generator) -> list[int]:
+    def _sample(
+        self, clock: "_Clock", partners_at: Callable[[float], _Partners], generator: np.random.Generator
+    ) -> list[int]:
         gaps = self._all_gaps[self._all_gaps <= clock.longest + TOLERANCE]
         for attempt in range(TRIES):
             if len(gaps) == 0:
                 break
             drawn = gaps[generator.integers(len(gaps), size=self.futures)]
-            partners, allowed = zip(*(self._partners(clock, gap) for gap in drawn), strict=True)
+            partners, allowed = zip(*map(partners_at, drawn.tolist()), strict=True)
             fitting = [place.any() for place in allowed]
             together = np.logical_and.reduce(allowed)
             if attempt == TRIES - 1 and fitting[0]:  # gaps that fit no common past: all futures at the first of them
@@ -115,7 +122,7 @@ class RandomTemporalSubsample:
             f"shows no two frames {low:.3g} to {high:.3g} s apart ({clock}); another min_gap and max_gap may"
         )
 
-    def _partners(self, clock: "_Clock", gap: float) -> tuple[np.ndarray, np.ndarray]:
+    def _partners(self, clock: "_Clock", gap: float) -> _Partners:
         """For each frame the one nearest to `gap` seconds later, int64 [N], and whether the two may be a pair [N]."""
         partners, past = clock.nearest(gap, at_least=1), clock.has_after(gap)
         real = clock.times[partners] - clock.times

@@ -23,7 +23,8 @@ class CrossAttention(nn.Module):
     """Multi-head attention of queries x [B·F, N, D] to a memory [B, M, D] → [B·F, N, D].
 
     Queries do not see each other, so those of all futures of one past are taken together, and f1's keys and values are
-    computed once. rotary [N, 2 · D / heads]: the sines and cosines by which queries and keys are turned, if any.
+    computed once. rotary [N, 2 · D / heads]: the sines and cosines by which queries, keys and values are turned, if
+    any; what comes out is turned back, so that it tells how far away it was found.
     """
 
     def __init__(self, dim: int, num_heads: int):
@@ -35,15 +36,24 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, rotary: Tensor | None = None) -> Tensor:
         q, k, v = self.heads(x, memory, rotary)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+        found = F.scaled_dot_product_attention(q, k, v)
+        if rotary is not None:
+            sines, cosines = rotary.chunk(2, dim=-1)
+            found = turned(found, torch.cat([-sines, cosines], dim=-1))
+        return self.proj(found.transpose(1, 2).reshape(x.shape))
 
     def heads(self, x: Tensor, memory: Tensor, rotary: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, heads, F·N, D / heads], keys and values [B, heads, M, D / heads]."""
         q = self.q(x).reshape(len(memory), -1, self.num_heads, x.shape[-1] // self.num_heads).transpose(1, 2)
         k, v = self.kv(memory).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotary is not None:
-            q, k = (apply_rot_embed_cat(y, rotary.repeat(y.shape[2] // len(rotary), 1)).to(v) for y in (q, k))
+            q, k, v = turned(q, rotary), turned(k, rotary), turned(v, rotary)
         return q, k, v
+
+
+def turned(x: Tensor, rotary: Tensor) -> Tensor:
+    """Tokens [B, heads, F·N, d] of F frames, each turned by the sines and cosines [N, 2·d] of its place."""
+    return apply_rot_embed_cat(x, rotary.repeat(x.shape[2] // len(rotary), 1)).to(x)
 
 
 class CrossSelfBlock(nn.Module):
@@ -131,7 +141,8 @@ class CrossDecoder(nn.Module):
     kind, one of `DECODERS`: `cross-self` (the paper's default): cross-attention to f1, self-attention, MLP in each
     block; `cross`: without the self-attention; `joint`: self-attention over both frames' tokens; `rotary`: cross-self
     with rotary positions (not the paper's). f2's class token is among the queries, f1's among the keys. Both frames get
-    the same positions: the model is not told which came first (no temporal position). `checkpointing` (an attribute) is as in `MAEEncoder`.
+    the same positions: the model is not told which came first (no temporal position). `checkpointing` (an attribute) is
+    as in `MAEEncoder`.
     """
 
     checkpointing = False

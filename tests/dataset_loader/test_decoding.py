@@ -228,8 +228,8 @@ def test_nothing_is_left_on_the_heap(videos):
         gc.collect()
         return libc.mallinfo2().number8
 
-    in_use = [in_use_after(150) for _ in range(5)]
-    assert np.diff(in_use).min() < 150 * 75  # caches still fill now and then, but not every time
+    in_use = [in_use_after(60) for _ in range(5)]
+    assert np.diff(in_use).min() < 60 * 75  # caches still fill now and then, but not every time
 
 
 # Files that the fast path cannot serve

@@ -126,6 +126,7 @@ def compiled_agrees(backend):
     assert sum((found[name] - gradient[name]).square().sum() for name in found).sqrt() <= 1e-5 * norm
 
 
+@pytest.mark.slow
 def test_a_traced_model_gives_the_same():
     compiled_agrees("aot_eager")
 

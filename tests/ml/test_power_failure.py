@@ -183,6 +183,7 @@ def gone_on_with(run, where, identity, resume):
 POWER = (None, "data lost", "names lost")
 
 
+@pytest.mark.slow
 def test_every_moment_leaves_a_run_that_is_gone_on_with(recording, tmp_path, capsys):
     """In the middle of it `last.pt` rots: from then on the one before is used, until a new one is whole."""
     disk, start = recording
