@@ -67,9 +67,9 @@ the other's.
 ## Limits
 
 Models of 2 million parameters, minutes of training, {videos} short videos, one start: an order that shows here need not
-show at full size, and one that does not may. Three seeds tell apart what differs by more than their spread and nothing
-finer. The J&F is of few frames, so its level is higher than that of whole sequences. A model with a second frame cannot
-be asked about shifts; an image MAE does not look into f1.
+show at full size, and one that does not may. So few seeds (*n* in the table) tell apart what differs by more than their
+spread and nothing finer. The J&F is of few frames, so its level is higher than that of whole sequences. A model with a
+second frame cannot be asked about shifts; an image MAE does not look into f1.
 """
 
 
@@ -88,7 +88,7 @@ def report(study: Mapping[str, Any], figure: str) -> str:
         planned=study["planned"],
         hours=study["hours"],
         videos=study["videos"],
-        table=_table(table),
+        table=_table(table) + _other_steps(runs, base),
         trivial=_trivial(base[0]["scores"]),
         figure=figure,
         orders=_orders(table),
@@ -108,6 +108,14 @@ def _table(table: Table) -> str:
             f"| {arm} *({ARMS[arm].question})* | {max(len(s.values) for s in row.values())} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
+
+
+def _other_steps(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> str:
+    """Which trained arms took other numbers of steps than the base, in a sentence."""
+    usual = {run["steps"] for run in base}
+    other = {run["arm"]: run["steps"] for run in runs if ARMS[run["arm"]].trained and run["steps"] not in usual}
+    said = ", ".join(f"{arm} {steps:,}" for arm, steps in other.items())
+    return f"\n\nOther numbers of steps: {said}." if said else ""
 
 
 def _trivial(scores: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ CARD = {"data": "Data", "recipe": "Recipe", "command": "Commands", "limits": "Li
 NOTE = """Errors are means over hidden patches, in the unit of the model's targets, beside f1's patch copied, that copy
 times its best factor, and each patch's own mean (which nobody can know). *Shifted* pairs show one frame twice, f1's
 window so many pixels beside f2's: errors of pixels normalised in each patch with 75 % hidden and, with f2 visible, how
-often the decoder's last layer looks at the right patch of f1. DAVIS: J&F in percent."""
+often the decoder's last block, and the one that points best, looks at the right patch of f1. DAVIS: J&F in percent."""
 
 Numbers = dict[str, float]
 
@@ -90,18 +90,20 @@ def against_copying(model: Model, batches: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def motion_numbers(model: Model, shifts: Iterable[MotionPairs]) -> dict[str, Numbers]:
-    """For each shift: error of normalised pixels with 75 % hidden beside copying, and where the last layer points with
-    f2 visible (share of exact hits, and of those within a patch). None for a model that does not look into f1."""
+    """For each shift: error of normalised pixels with 75 % hidden beside copying, and where the decoder points with f2
+    visible (share of exact hits, and of those within a patch): its last block, and the one that points best. None for a
+    model that does not look into f1."""
     if not model.looks_into_past:
         return {}
     table = {}
     for name, test in motion_report(model, list(shifts), mask_ratios=[0.75]).items():
-        layers = test["attention"]["f2 visible"]
-        errors = test["errors"]["0.75"]
+        attention, errors = test["attention"]["f2 visible"], test["errors"]["0.75"]
+        blocks = [found["mean"] for layer, found in attention.items() if layer.startswith("layer")]
         table[name] = {name: errors[name] for name in ("model", "copy", "copy × factor", "mean")}
-        for last in [layer for layer in layers if layer.startswith("layer")][-1:]:  # a joint decoder has none
-            hits = layers[last]["mean"]
-            table[name] |= {"exact hits": hits["exact"], "within a patch": hits["near"]}
+        if blocks:  # a joint decoder has none
+            best = max(blocks, key=lambda hits: hits["exact"])
+            table[name] |= {"exact hits": blocks[-1]["exact"], "within a patch": blocks[-1]["near"]}
+            table[name] |= {"exact, best block": best["exact"], "within, best block": best["near"]}
     return table
 
 

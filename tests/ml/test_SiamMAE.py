@@ -100,20 +100,27 @@ def test_the_decoder_equals_attention_written_out():
 
 
 def test_rotary_attention_depends_on_how_far_apart_places_are():
-    """Against complex numbers: pair j of a head is turned by row · rate_j, or by column · rate_j in the second half."""
+    """Against complex numbers: pair j of a head is turned by row · rate_j, or by column · rate_j in the second half;
+    what is found is turned by how far away it was."""
     (h, w), heads, dim = (3, 5), 2, 16
     cross = CrossAttention(heads * dim, heads)
     x, memory = torch.randn(2, 1 + h * w, heads * dim), torch.randn(1, 1 + h * w, heads * dim)  # two futures of a past
-    with torch.no_grad():
-        q, k, _ = cross.heads(x, memory, rotary_positions(dim, (h, w), x.device))
-        plain_q, plain_k, _ = cross.heads(x, memory)
+    rotary = rotary_positions(dim, (h, w), x.device)
     rates = torch.pi / 2 * 16.0 ** (-torch.arange(dim // 4) / (dim // 4 - 1))
     places = [(0, 0), *((row, column) for row in range(h) for column in range(w))]  # the class token is not turned
     angle = torch.stack([torch.cat([row * rates, column * rates]) for row, column in places])  # [1 + N, dim / 2]
     away = angle.repeat(2, 1)[:, None] - angle[None]
-    pairs = [torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous()) for y in (plain_q, plain_k)]
-    product = pairs[0][:, :, :, None] * pairs[1][:, :, None].conj() * torch.polar(torch.ones_like(away), away)
-    torch.testing.assert_close(q @ k.mT, product.real.sum(-1), rtol=0, atol=1e-5)
+    turns = torch.polar(torch.ones_like(away), away)  # [2 · (1 + N), 1 + N, dim / 2]
+    with torch.no_grad():
+        q, k, _ = cross.heads(x, memory, rotary)
+        plain = cross.heads(x, memory)
+        pairs = [torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous()) for y in plain]
+        products = (pairs[0][:, :, :, None] * pairs[1][:, :, None].conj() * turns).real.sum(-1)
+        torch.testing.assert_close(q @ k.mT, products, rtol=0, atol=1e-5)
+        weights = (products / dim**0.5).softmax(-1)
+        found = torch.view_as_real((weights[..., None] * pairs[2][:, :, None] * turns.conj()).sum(3)).flatten(-2)
+        expected = cross.proj(found.transpose(1, 2).reshape(x.shape))
+        torch.testing.assert_close(cross(x, memory, rotary), expected, rtol=0, atol=1e-5)
 
 
 def test_a_rotary_decoder_begins_with_the_weights_of_a_cross_self_one(tmp_path):

@@ -71,7 +71,8 @@ def test_numbers_stand_beside_trivial_answers():
     assert list(table["95% hidden"]) == ["model", "copy", "copy × factor", "mean", "wrong f1"]
     images = torch.randint(0, 256, (4, 3, 96, 96), dtype=torch.uint8)
     moved = motion_numbers(model, [shifted_pairs(images, 8)])["shift 8"]
-    assert {"model", "copy", "exact hits", "within a patch"} <= moved.keys()
+    assert {"model", "copy", "exact hits", "within a patch", "within, best block"} <= moved.keys()
+    assert moved["exact hits"] <= moved["exact, best block"]
     assert motion_numbers(build_model("mae_micro_patch8"), []) == {}
 
 
