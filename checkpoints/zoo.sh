@@ -20,7 +20,16 @@ train --data "$out/packed128" --prefix curriculum_ --epochs 150 --warmup-epochs 
   --schedule "0 shifted_patches 0.75; 24 mixed:shifted_patches=1,video_shifted=1; 80 mixed:video=1,video_shifted=1,jittered=1 0.75"
 pack curriculum_ curriculum.pt
 
-# from there, 96 pixels and plain targets, mostly plain video: motion, and pictures
+# from there, a deeper decoder with rotary positions, known shifts: where things went, whatever the distance
+train --data "$out/packed128" --prefix motion_ --weights "$out/curriculum.pt" --decoder-kind rotary --decoder-depth 4 \
+  --epochs 45 --warmup-epochs 2 --ema 0.999 --mask-ratio 0.75 \
+  --schedule "0 shifted_patches 0.75; 6 mixed:shifted_patches=1,video_shifted=1; 22 shifted_patches"
+pack motion_ motion.pt
+train --data "$out/packed128" --prefix siammae_motion_ --weights "$out/motion.pt" --decoder-kind rotary \
+  --epochs 16 --warmup-epochs 1 --base-lr 0.02 --ema 0.999 --mask-ratio 0.75 --schedule "0 shifted_patches 0.75"
+pack siammae_motion_ siammae_motion.pt
+
+# from the curriculum, 96 pixels and plain targets, mostly plain video: motion, and pictures
 train --data "$out/packed" --prefix siammae_micro_ --weights "$out/curriculum.pt" --image-size 96 --norm-pix-loss no \
   --epochs 24 --warmup-epochs 1 --base-lr 0.016 --ema 0.998 --mask-ratio 0.75 \
   --schedule "0 mixed:video=3,video_shifted=1 0.75; 8 mixed:video=3,video_shifted=1 0.9; 14 mixed:video=3,video_shifted=1 0.5; 17 mixed:video=3,video_shifted=1 0.75"
