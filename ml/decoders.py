@@ -163,6 +163,11 @@ class CrossDecoder(nn.Module):
         if kind not in DECODERS:
             raise InputError(f"decoder kind {kind!r} is unknown; there are {', '.join(DECODERS)}")
         build, self.joint, self.rotary = DECODERS[kind]
+        if self.rotary and (dim % num_heads or dim // num_heads % 4):
+            raise InputError(
+                f"a decoder {dim} wide with {num_heads} heads cannot be rotary: a head turns rows and columns in "
+                "pairs, so its width must be a multiple of 4; choose another decoder_embed_dim or decoder_num_heads"
+            )
         self.grid, self.size = grid, (dim, depth, num_heads)
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))

@@ -157,3 +157,6 @@ def test_bad_input_is_named():
         tiny(decoder_kind="both")
     with pytest.raises(InputError, match="siamese, joint"):
         tiny(encoder_kind="both")
+    for size in ((24, 2, 4), (32, 2, 5)):
+        with pytest.raises(InputError, match=f"{size[0]} wide with {size[2]} heads cannot be rotary"):
+            SiamMAE(MAEEncoder(**ENCODER), decoder_kind="rotary", decoder_size=size)
