@@ -1,16 +1,20 @@
-"""The notebooks of notebooks/: thin, and they run from top to bottom, in smoke size. SiamMAE.ipynb: `test_notebook`."""
+"""The notebooks of notebooks/: thin, they name what there is, and (slow) they run from top to bottom, in smoke size.
+SiamMAE.ipynb runs in `test_notebook`."""
 
+import ast
+import inspect
+import json
 import os
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from tests.foreign import golden
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ("PRESET", "ROOT", "SMOKE", "SOURCES", "VIDEOS")
+OURS = ("common", "mae", "ml", "dataset_loader", "evaluation", "benchmarks", "cli", "pages")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Jupyter's own packages, about each other
 
@@ -29,6 +33,7 @@ def kernel(tmp_path_factory):
 @pytest.fixture
 def execute(kernel):
     """Run a notebook in a folder, with nothing left of the one before; what it prints, and its pictures by format."""
+    import nbformat
     from nbclient import NotebookClient
 
     def execute(name: str, folder: Path, **settings) -> tuple[str, dict[str, int]]:
@@ -49,19 +54,57 @@ def execute(kernel):
     return execute
 
 
-@pytest.mark.parametrize(
+every_notebook = pytest.mark.parametrize(
     "path", [ROOT / "SiamMAE.ipynb", *sorted((ROOT / "notebooks").glob("*.ipynb"))], ids=lambda path: path.stem
 )
+
+
+def code_of(path: Path) -> list[str]:
+    """The source of each cell of code, without IPython's own commands."""
+    cells = json.loads(path.read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return [re.sub(r"^%.*$", "", source, flags=re.M) for source in sources]
+
+
+@every_notebook
 def test_cells_are_short_and_hold_no_definitions(path):
-    cells = nbformat.read(path, as_version=4).cells
-    assert cells[0].cell_type == "markdown"
+    cells = json.loads(path.read_text())["cells"]
+    assert cells[0]["cell_type"] == "markdown"
     for cell in cells:
-        if cell.cell_type == "code":
-            assert len(cell.source.splitlines()) <= 15, cell.source
-            assert not re.search(r"^\s*(def|class)\s|lambda", cell.source, re.M), cell.source
-            assert cell.outputs == [] and cell.execution_count is None
+        if cell["cell_type"] == "code":
+            assert len(cell["source"]) <= 15, cell["source"]
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+    assert not re.search(r"^\s*(def|class)\s|lambda", "\n".join(code_of(path)), re.M)
 
 
+@every_notebook
+def test_what_cells_import_and_call_is_there(path):
+    """Imports, what is asked of imported modules and classes, and the arguments of each direct call of our packages."""
+    tree, known = ast.parse("\n".join(code_of(path))), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(compile(ast.Module([node], []), path.name, "exec"), known)
+    assigned = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+    def found(node):
+        if isinstance(node, ast.Attribute):
+            owner = found(node.value)
+            return getattr(owner, node.attr) if inspect.ismodule(owner) or inspect.isclass(owner) else None
+        return known.get(node.id) if isinstance(node, ast.Name) and node.id not in assigned else None
+
+    called = 0
+    for node in ast.walk(tree):
+        what = found(node.func) if isinstance(node, ast.Call) else found(node)
+        if isinstance(node, ast.Call) and (getattr(what, "__module__", None) or "").split(".")[0] in OURS:
+            given, words = [a for a in node.args if not isinstance(a, ast.Starred)], {w.arg: w for w in node.keywords}
+            unpacked = len(given) < len(node.args) or bool(words.pop(None, None))
+            signature = inspect.signature(what)
+            (signature.bind_partial if unpacked else signature.bind)(*given, **words)
+            called += 1
+    assert called >= 3
+
+
+@pytest.mark.slow
 def test_files_of_other_projects_are_compared(execute, tmp_path):
     sources = []
     for name in ("cropmae", "dino", "hf_vitmae", "timm_vit"):
@@ -77,7 +120,8 @@ def test_files_of_other_projects_are_compared(execute, tmp_path):
     assert len(table) >= 6 and all(0 <= float(score) <= 1 for score in table.values())
 
 
-@pytest.mark.parametrize("folder", ["notebooks", pytest.param(".", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["notebooks", "."])
 def test_loading_is_shown_and_measured(folder, execute):
     text, pictures = execute("dataloading", ROOT / folder, SMOKE=1)
     assert pictures["image/png"] >= 8
@@ -85,6 +129,7 @@ def test_loading_is_shown_and_measured(folder, execute):
         assert said in text
 
 
+@pytest.mark.slow
 def test_a_model_of_clips_is_trained_and_shown(execute, clips, tmp_path):
     text, pictures = execute("mae_st", ROOT / "notebooks", PRESET="mae_st_large_smoke", VIDEOS=clips, ROOT=tmp_path)
     assert pictures["image/png"] >= 11 and pictures["image/gif"] == 1  # clips, masks, the loss, two sheets, features
@@ -93,13 +138,17 @@ def test_a_model_of_clips_is_trained_and_shown(execute, clips, tmp_path):
     assert len(list((tmp_path / "losses").glob("mae_st_*.txt"))) == 1
 
 
-def test_every_check_of_how_we_know_agrees(execute):
-    text, pictures = execute("how_we_know", ROOT / "notebooks", ROOT=ROOT)
+def test_every_check_of_how_we_know_agrees(monkeypatch, capsys):
+    """Its cells one after another, without a kernel."""
+    monkeypatch.setenv("SIAMMAE_ROOT", str(ROOT))
+    names: dict = {}
+    for source in code_of(ROOT / "notebooks" / "how_we_know.ipynb"):
+        exec(compile(source, "how_we_know", "exec"), names)
+    text = capsys.readouterr().out
     differences = re.findall(r"^(\w+), largest difference: (\S+)$", text, re.M)
     assert [name for name, _ in differences] == ["patchify", "normalise", "block", "propagation"]
     assert all(float(value) < 1e-5 for _, value in differences)
     assert "in hidden patches of f2: 0.0" in text and text.count("of 144 patches are seen") == 3
-    assert pictures["image/png"] == 2
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The figures and tables of notebooks/uncertainty.ipynb, in small; `test_notebooks` runs it from top to bottom."""
+"""The figures and tables of notebooks/uncertainty.ipynb, in small; `make test-long` runs it from top to bottom."""
 
 import pytest
 import torch
