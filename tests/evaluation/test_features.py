@@ -113,3 +113,15 @@ def test_centred_features_have_no_mean_in_any_frame(images):
     assert torch.allclose(features[1, 2, 3] - features[1, 0, 0], apart[1, 2, 3] - apart[1, 0, 0], atol=1e-5)
     with pytest.raises(InputError, match="centring compares features by cosines"):
         centred(replace(plain, affinity=torch.add))
+
+
+def test_what_identifies_weights(tmp_path):
+    model = MaskedAutoencoderViT(48, 8, 48, 1, 4, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=4)
+    (tmp_path / "file").write_bytes(b"abc")
+    known = "sha256 ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert model_source("m", model, file=tmp_path / "file").weights == known
+    before = model_source("m", model).weights
+    assert before == model_source("m", model).weights
+    with torch.no_grad():
+        model.patch_embed.proj.bias[3] += 1
+    assert model_source("m", model).weights != before

@@ -13,17 +13,7 @@ from evaluation.benchmarks import kitti_step
 from evaluation.benchmarks.kitti_step import KittiStep
 from evaluation.controls import Copy
 from evaluation.run import evaluate, score_results
-from tests.evaluation.worlds import (
-    EXACT,
-    RULES,
-    Random,
-    close,
-    pictures,
-    quiet,
-    save,
-    source,
-    world,
-)
+from tests.evaluation.worlds import EXACT, RULES, Random, close, pictures, quiet, save, source, world
 
 
 def step_case(shape=(6, 12, 16), seed=0, sequences=2):

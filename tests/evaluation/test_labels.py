@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.errors import InputError
 from evaluation.follow import follow_mask, resize_frame
@@ -18,6 +19,7 @@ from evaluation.labels import (
     winners,
 )
 from evaluation.protocols import protocol
+from evaluation.videos import read_frame, read_mask
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "label_propagation.npz"
 
@@ -153,3 +155,36 @@ def test_following_gives_a_mask_per_frame_whatever_the_batch(batch):
         assert (mask == np.roll(first, 8 * t, axis=1)).mean() > 0.97
     with pytest.raises(InputError, match="a video without frames"):
         next(follow_mask([], first, encode, rules))
+
+
+def test_masks_in_every_form_that_holds_numbers(tmp_path):
+    labels = (np.arange(48) % 3).reshape(6, 8).astype(np.uint8)
+    opaque, other = np.full_like(labels, 255), np.arange(48, dtype=np.uint8).reshape(6, 8)
+    forms = {
+        "bits": Image.fromarray(labels == 1),
+        "grey": Image.fromarray(labels),
+        "16 bits": Image.fromarray(labels.astype(np.uint16)),
+        "with alpha": Image.merge("LA", [Image.fromarray(labels), Image.fromarray(opaque)]),
+    }
+    for name, picture in forms.items():
+        picture.save(tmp_path / f"{name}.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png"), labels == 1 if name == "bits" else labels)
+    Image.merge("LA", [Image.fromarray(labels), Image.fromarray(other)]).save(tmp_path / "soft.png")
+    with pytest.raises(InputError, match=r"soft.png is grey with an alpha that varies"):
+        read_mask(tmp_path / "soft.png")
+
+
+def test_a_jpeg_is_no_mask_unless_a_threshold_makes_it_one(tmp_path):
+    disk = ((np.mgrid[:40, :60] - [[[20]], [[30]]]) ** 2).sum(0) < 150
+    Image.fromarray((255 * disk).astype(np.uint8)).save(tmp_path / "m.jpg", quality=60)
+    with pytest.raises(InputError, match=r"m.jpg holds \d+ labels: is it a JPEG, or antialiased\?.*--threshold 128"):
+        read_mask(tmp_path / "m.jpg")
+    found = read_mask(tmp_path / "m.jpg", 128)
+    assert np.unique(found).tolist() == [0, 1] and (found != disk).mean() < 0.01
+
+
+def test_16_bit_grey_pictures_keep_their_brightness(tmp_path):
+    grey = np.linspace(0, 65535, 24).reshape(4, 6).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "p.png")
+    expected = np.repeat(np.round(grey / 257)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(read_frame(tmp_path / "p.png"), expected)

@@ -12,17 +12,7 @@ from evaluation.benchmarks.uvo import UVO
 from evaluation.benchmarks.youtube_vos import YouTubeVOS
 from evaluation.controls import Copy
 from evaluation.run import evaluate, score_results
-from tests.evaluation.worlds import (
-    RULES,
-    Random,
-    by_loops,
-    close,
-    late_world,
-    pictures,
-    quiet,
-    save,
-    source,
-)
+from tests.evaluation.worlds import RULES, Random, by_loops, close, late_world, pictures, quiet, save, source
 
 
 def test_objects_that_start_together_are_followed_together():

@@ -1,12 +1,10 @@
 """The benchmarks read and score small data sets in their layouts, and say in a sentence what is wrong with one."""
 
 import json
-import re
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.io import savemat
 
 from cli.main import main
@@ -19,10 +17,10 @@ from evaluation.benchmarks.joints import Joints
 from evaluation.benchmarks.vip import VIP
 from evaluation.features import Source, pixel_features
 from evaluation.follow import follow_joints, follow_mask
-from evaluation.metrics import mean_iou, region_and_contour
+from evaluation.metrics import mean_iou
 from evaluation.protocols import protocol
-from evaluation.run import evaluate, records
-from evaluation.videos import read_frame, read_mask
+from evaluation.run import records
+from evaluation.videos import read_mask
 
 H, W = 32, 48
 RULES = protocol("dino", size="32x48", top_k=1)
@@ -101,11 +99,8 @@ def test_objects_as_the_official_tool_counts_them(small_davis, make):
     two = next(Davis(small_davis).videos())
     results = [make.boxes((1, 4 + t, 4 + 3 * t)) for t in range(4)]
     scores = Davis(small_davis).score(two, results)["objects"]
-    assert [(score["J-Mean"], score["F-Mean"], score["J-Decay"]) for score in scores] == [
-        (1, 1, 0),
-        (1, 1, 0),
-        (0, 0, 0),
-    ]
+    found = [(score["J-Mean"], score["F-Mean"], score["J-Decay"]) for score in scores]
+    assert found == [(1, 1, 0), (1, 1, 0), (0, 0, 0)]
 
 
 def test_void_is_background_in_davis_2017(small_davis, make):
@@ -336,40 +331,7 @@ def test_keypoints_start_at_the_first_labelled_frame(small_keypoints):
             next(joints.videos())
 
 
-# ------------------------------------------------------------------------------------------------ odd but healthy files
-
-
-def test_masks_in_every_form_that_holds_numbers(tmp_path):
-    labels = (np.arange(48) % 3).reshape(6, 8).astype(np.uint8)
-    opaque, other = np.full_like(labels, 255), np.arange(48, dtype=np.uint8).reshape(6, 8)
-    forms = {
-        "bits": Image.fromarray(labels == 1),
-        "grey": Image.fromarray(labels),
-        "16 bits": Image.fromarray(labels.astype(np.uint16)),
-        "with alpha": Image.merge("LA", [Image.fromarray(labels), Image.fromarray(opaque)]),
-    }
-    for name, picture in forms.items():
-        picture.save(tmp_path / f"{name}.png")
-        np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png"), labels == 1 if name == "bits" else labels)
-    Image.merge("LA", [Image.fromarray(labels), Image.fromarray(other)]).save(tmp_path / "soft.png")
-    with pytest.raises(InputError, match=r"soft.png is grey with an alpha that varies"):
-        read_mask(tmp_path / "soft.png")
-
-
-def test_a_jpeg_is_no_mask_unless_a_threshold_makes_it_one(tmp_path):
-    disk = ((np.mgrid[:40, :60] - [[[20]], [[30]]]) ** 2).sum(0) < 150
-    Image.fromarray((255 * disk).astype(np.uint8)).save(tmp_path / "m.jpg", quality=60)
-    with pytest.raises(InputError, match=r"m.jpg holds \d+ labels: is it a JPEG, or antialiased\?.*--threshold 128"):
-        read_mask(tmp_path / "m.jpg")
-    found = read_mask(tmp_path / "m.jpg", 128)
-    assert np.unique(found).tolist() == [0, 1] and (found != disk).mean() < 0.01
-
-
-def test_16_bit_grey_pictures_keep_their_brightness(tmp_path):
-    grey = np.linspace(0, 65535, 24).reshape(4, 6).astype(np.uint16)
-    Image.fromarray(grey).save(tmp_path / "p.png")
-    expected = np.repeat(np.round(grey / 257)[..., None], 3, axis=2)
-    np.testing.assert_array_equal(read_frame(tmp_path / "p.png"), expected)
+# ------------------------------------------------------------------------------------------------ odd files
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
@@ -383,63 +345,6 @@ def test_lists_in_any_encoding_and_hidden_names(encoding, small_davis, small_jhm
     assert len(list(JHMDB(small_jhmdb).videos())) == 1
     (small_camvid / "frames" / ".ipynb_checkpoints").mkdir()
     assert [len(video) for video in CamVid(small_camvid).videos()] == [4]
-
-
-def evaluated(root, *names):
-    davis = Davis(root)
-    return {r["video"]: r["scores"] for r in records(davis, davis.videos(names), source(), RULES)}
-
-
-def source():
-    return Source("pixels of 4", pixels, 4)
-
-
-def official(root, name, results):
-    """What the official tool does: every mask but the first and the last, results by the names of the masks."""
-    files = sorted((root / "Annotations" / "480p" / name).glob("*.png"))
-    truth = [np.array(Image.open(file)) for file in files]
-    values = [
-        region_and_contour(mask, results.get(file.stem, np.zeros_like(mask)), int(truth[0].max()))
-        for file, mask in zip(files[1:-1], truth[1:-1], strict=True)
-    ]
-    return np.mean(values, axis=0)  # [2, M]
-
-
-@pytest.mark.parametrize("missing", ["00002", "00005", "extra"])
-def test_the_frames_that_the_official_tool_scores(missing, small_davis, tmp_path, capsys):
-    """A picture is missing, within or at the end, or there is one more than masks."""
-    pictures = small_davis / "JPEGImages" / "480p" / "ant"
-    if missing == "extra":
-        shutil.copy(pictures / "00005.png", pictures / "00005 (1).png")
-        said = r"00005 \(1\).png without a mask: followed, but not scored"
-    else:
-        (pictures / f"{missing}.png").unlink()
-        said = f"{missing}.png without a picture: scored against an empty mask"
-    davis, out = Davis(small_davis), tmp_path / "out"
-    evaluate(davis, source(), RULES, out, names=["ant"], export=tmp_path / "masks")
-    assert re.search(f"^ant: {said}", capsys.readouterr().out, re.MULTILINE)
-    found = json.loads((out / "results.json").read_text())["videos"][0]["scores"]
-    assert re.search(said, found["notes"][0])
-    results = {path.stem: np.array(Image.open(path)) for path in (tmp_path / "masks" / "ant").glob("*.png")}
-    j, f = official(small_davis, "ant", results)
-    assert found["objects"][0]["J-Mean"] == pytest.approx(j[0], abs=1e-15)
-    assert found["objects"][0]["F-Mean"] == pytest.approx(f[0], abs=1e-15)
-
-
-def test_label_numbers_with_gaps_are_counted_as_officially_and_said(small_davis, make):
-    before = evaluated(small_davis, "two")["two"]
-    for t in range(4):
-        labels = make.boxes(*objects(t))
-        make.save(small_davis / M / f"0000{t}.png", np.where(labels == 2, 9, labels * 4).astype(np.uint8))
-    after = evaluated(small_davis, "two")["two"]
-    assert len(after["objects"]) == 9 and [after["objects"][k - 1]["J-Mean"] for k in (4, 9)] == [
-        entry["J-Mean"] for entry in before["objects"]
-    ]
-    value = f"{100 * Davis(small_davis).value(before):.1f}"
-    assert after["notes"] == [
-        "the labels go up to 9, but 7 of them never occur and score 1, as officially; over the 2 that occur "
-        f"J&F-Mean is {value}"
-    ]
 
 
 def test_what_is_wrong_with_a_mask_is_said_before_its_video_is_followed(small_davis, make):

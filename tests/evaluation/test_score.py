@@ -1,24 +1,26 @@
-"""Anyone's results, and the table of sources on the synthetic world."""
+"""Anyone's results, what the official tool counts of them, and the table of sources on the synthetic world."""
 
 import json
+import re
+import shutil
 
 import numpy as np
+import pytest
+from PIL import Image
 
 from benchmarks import synthetic_table
 from cli.main import main
 from evaluation.benchmarks.davis import Davis
+from evaluation.metrics import region_and_contour
 from evaluation.protocols import protocol
-from evaluation.run import evaluate
-from tests.evaluation.worlds import (
-    quiet,
-    save,
-    source,
-)
+from evaluation.run import evaluate, records
+from tests.evaluation.worlds import quiet, save, source
+
+RULES = protocol("dino", size="32x48", top_k=2, context=2)
 
 
 def test_score_prints_the_numbers_of_any_method_s_masks(small_davis, tmp_path, capsys):
-    rules = protocol("dino", size="32x48", top_k=2, context=2)
-    result = evaluate(Davis(small_davis), source(), rules, tmp_path / "o", export=tmp_path / "e", report=quiet)
+    result = evaluate(Davis(small_davis), source(), RULES, tmp_path / "o", export=tmp_path / "e", report=quiet)
     for name in ("two", "ant", "cow"):
         sorted((tmp_path / "e" / name).iterdir())[-1].unlink()  # not scored, as the first one
         (tmp_path / "e" / name / "00000.png").unlink()
@@ -54,3 +56,56 @@ def test_the_table_on_the_synthetic_world(tmp_path, capsys):
     assert rows.keys() == {"copy", "pixels"} and ceiling["d_avg"] == 100 and ceiling["J&F"] > 80
     assert all(row["J&F"] < ceiling["J&F"] and 0 < row["d_avg"] < 100 for row in rows.values())
     assert "| true motion |" in capsys.readouterr().out
+
+
+def evaluated(root, *names):
+    davis = Davis(root)
+    return {r["video"]: r["scores"] for r in records(davis, davis.videos(names), source(), RULES)}
+
+
+def official(root, name, results):
+    """What the official tool does: every mask but the first and the last, results by the names of the masks."""
+    files = sorted((root / "Annotations" / "480p" / name).glob("*.png"))
+    truth = [np.array(Image.open(file)) for file in files]
+    values = [
+        region_and_contour(mask, results.get(file.stem, np.zeros_like(mask)), int(truth[0].max()))
+        for file, mask in zip(files[1:-1], truth[1:-1], strict=True)
+    ]
+    return np.mean(values, axis=0)  # [2, M]
+
+
+@pytest.mark.parametrize("missing", ["00002", "00005", "extra"])
+def test_the_frames_that_the_official_tool_scores(missing, small_davis, tmp_path, capsys):
+    """A picture is missing, within or at the end, or there is one more than masks."""
+    pictures = small_davis / "JPEGImages" / "480p" / "ant"
+    if missing == "extra":
+        shutil.copy(pictures / "00005.png", pictures / "00005 (1).png")
+        said = r"00005 \(1\).png without a mask: followed, but not scored"
+    else:
+        (pictures / f"{missing}.png").unlink()
+        said = f"{missing}.png without a picture: scored against an empty mask"
+    davis, out = Davis(small_davis), tmp_path / "out"
+    evaluate(davis, source(), RULES, out, names=["ant"], export=tmp_path / "masks")
+    assert re.search(f"^ant: {said}", capsys.readouterr().out, re.MULTILINE)
+    found = json.loads((out / "results.json").read_text())["videos"][0]["scores"]
+    assert re.search(said, found["notes"][0])
+    results = {path.stem: np.array(Image.open(path)) for path in (tmp_path / "masks" / "ant").glob("*.png")}
+    j, f = official(small_davis, "ant", results)
+    assert found["objects"][0]["J-Mean"] == pytest.approx(j[0], abs=1e-15)
+    assert found["objects"][0]["F-Mean"] == pytest.approx(f[0], abs=1e-15)
+
+
+def test_label_numbers_with_gaps_are_counted_as_officially_and_said(small_davis, make):
+    before = evaluated(small_davis, "two")["two"]
+    for t in range(4):
+        labels = make.boxes((4, 4 + t, 4 + 3 * t), (9, 20, 8))
+        make.save(small_davis / "Annotations/480p/two" / f"0000{t}.png", labels)
+    after = evaluated(small_davis, "two")["two"]
+    assert len(after["objects"]) == 9 and [after["objects"][k - 1]["J-Mean"] for k in (4, 9)] == [
+        entry["J-Mean"] for entry in before["objects"]
+    ]
+    value = f"{100 * Davis(small_davis).value(before):.1f}"
+    assert after["notes"] == [
+        "the labels go up to 9, but 7 of them never occur and score 1, as officially; over the 2 that occur "
+        f"J&F-Mean is {value}"
+    ]
