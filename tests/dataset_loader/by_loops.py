@@ -60,6 +60,17 @@ def chi_square_is_plausible(counts: np.ndarray, probabilities: np.ndarray) -> bo
     return statistic < freedom + 5 * np.sqrt(2 * freedom)
 
 
+def draws_follow(pairs: np.ndarray, table: np.ndarray) -> bool:
+    """Whether pairs (past, future) [draws, 2] are plausible: by past, by future, by gap, and where they are many as
+    pairs; and none is impossible."""
+    counts = np.zeros_like(table)
+    np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
+    seen, due = (
+        (x.sum(1), x.sum(0), np.array([np.trace(x, gap) for gap in range(len(x))]), x) for x in (counts, table)
+    )
+    return counts[table == 0].sum() == 0 and all(map(chi_square_is_plausible, seen, due))
+
+
 class Sequence:
     """A source of one clip whose pictures show their numbers."""
 

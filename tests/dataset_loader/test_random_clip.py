@@ -19,8 +19,8 @@ def test_a_clip_has_its_stride_and_any_place():
     """16 frames at stride 4 (MAE-ST): 0.133 s apart whatever the rate, each start that fits equally likely."""
     for fps, step in ((30, 4), (60, 8), (15, 2)):
         times = 3 + np.arange(100 * fps // 30) / fps
-        clips = RandomClip(16, 4, repeated_sampling=4000).draw(times, np.random.default_rng(0))
-        assert clips.shape == (4000, 16)
+        clips = RandomClip(16, 4, repeated_sampling=1000).draw(times, np.random.default_rng(0))
+        assert clips.shape == (1000, 16)
         assert (np.diff(clips) == step).all()
         starts = len(times) - 15 * step
         counts = np.bincount(clips[:, 0], minlength=starts)
@@ -39,7 +39,7 @@ def test_a_clip_of_a_variable_rate_takes_the_nearest_frames():
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_whatever_the_stamps_do(data):
     """Pauses, resets, doubles, jitter and missing stamps at 6 to 240 fps: pairs, futures and clips stay in one run of
     the clock, and their real gaps within their limits; or the video is refused."""

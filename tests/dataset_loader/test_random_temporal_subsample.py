@@ -10,7 +10,8 @@ from common.errors import InputError
 from dataset_loader import RandomTemporalSubsample, get_kinetics_dataset, make_loader
 from dataset_loader.dataset import PairDataset
 from dataset_loader.random_temporal_subsample import RandomClip, random_temporal_subsample
-from tests.dataset_loader.by_loops import VARIABLE, Sequence, by_brute_force, chi_square_is_plausible
+from tests.dataset_loader.by_loops import VARIABLE, Sequence, by_brute_force, chi_square_is_plausible, draws_follow
+from tests.slowly import slowly
 
 CLIPS = {
     "30 fps": np.arange(90) / 30,
@@ -36,15 +37,12 @@ def test_the_stated_distribution_is_the_definition(name, gaps):
     assert np.tril(table).max() == 0  # the future is never the past, nor before it
 
 
+@pytest.mark.parametrize("count", [2000, *slowly(20_000)])
 @pytest.mark.parametrize("name", CLIPS)
-def test_draws_follow_it(name):
+def test_draws_follow_it(name, count):
     times = CLIPS[name]
-    pairs = RandomTemporalSubsample(repeated_sampling=20_000).draw(times, np.random.default_rng(0))
-    counts = np.zeros((len(times), len(times)))
-    np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
-    table = RandomTemporalSubsample().probabilities(times)
-    assert counts[table == 0].sum() == 0
-    assert chi_square_is_plausible(counts, table)
+    pairs = RandomTemporalSubsample(repeated_sampling=count).draw(times, np.random.default_rng(0))
+    assert draws_follow(pairs, RandomTemporalSubsample().probabilities(times))
 
 
 def test_every_gap_is_equally_likely_both_ends_included():
@@ -145,18 +143,14 @@ def test_repeated_pairs_are_independent():
     times = np.arange(90) / 30
     generator = np.random.default_rng(1)
     sampler = RandomTemporalSubsample(4, 48, repeated_sampling=4)
-    pairs = np.stack([sampler.draw(times, generator) for _ in range(4000)])  # [draws, R, 2]
+    pairs = np.stack([sampler.draw(times, generator) for _ in range(1000)])  # [draws, R, 2]
     gaps = pairs[:, :, 1] - pairs[:, :, 0]
     assert gaps.min() == 4
     assert gaps.max() == 48
-    table = sampler.probabilities(times)
-    for row in range(4):
-        counts = np.zeros((90, 90))
-        np.add.at(counts, (pairs[:, row, 0], pairs[:, row, 1]), 1)
-        assert chi_square_is_plausible(counts, table)
+    assert all(draws_follow(pairs[:, row], sampler.probabilities(times)) for row in range(4))
     correlation = np.corrcoef(np.concatenate([gaps, pairs[:, :, 0]], axis=1).T)
-    assert np.abs(correlation[:4, :4] - np.eye(4)).max() < 0.06
-    assert np.abs(correlation[4:, 4:] - np.eye(4)).max() < 0.06
+    assert np.abs(correlation[:4, :4] - np.eye(4)).max() < 0.12
+    assert np.abs(correlation[4:, 4:] - np.eye(4)).max() < 0.12
 
 
 def test_as_a_transform():
@@ -184,12 +178,8 @@ def test_as_a_transform_torch_seed_decides():
         assert torch.equal(random_temporal_subsample(video, 4, 48), drawn[-1][0])
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-    assert random_temporal_subsample(video.movedim(0, 1), 1, 9, temporal_dim=1, repeated_sampling=3).shape == (
-        3,
-        2,
-        2,
-        2,
-    )
+    pairs = random_temporal_subsample(video.movedim(0, 1), 1, 9, temporal_dim=1, repeated_sampling=3)
+    assert pairs.shape == (3, 2, 2, 2)
 
 
 def test_bad_values_are_named():
@@ -209,20 +199,20 @@ def test_bad_values_are_named():
 def test_futures_have_gaps_of_their_own():
     """Each gap is uniform whatever the others; f1 is uniform over what the longest of them leaves."""
     times = np.arange(100) / 30
-    sampler = RandomTemporalSubsample(4, 48, futures=3, repeated_sampling=30_000)
+    sampler = RandomTemporalSubsample(4, 48, futures=3, repeated_sampling=8000)
     samples = sampler.draw(times, np.random.default_rng(0))
-    assert samples.shape == (30_000, 4)
+    assert samples.shape == (8000, 4)
     gaps = samples[:, 1:] - samples[:, :1]
     for column in gaps.T:
         counts = np.bincount(column, minlength=49)
         assert counts[:4].sum() == 0
         assert chi_square_is_plausible(counts[4:], np.full(45, 1 / 45))
     correlation = np.corrcoef(gaps.T)
-    assert np.abs(correlation - np.eye(3)).max() < 0.03
+    assert np.abs(correlation - np.eye(3)).max() < 0.05
     longest = gaps.max(1)
     past = np.concatenate([samples[longest == gap, 0] / (99 - gap) for gap in range(4, 49)])
-    assert abs(past.mean() - 0.5) < 0.01
-    for gap in (20, 48):
+    assert abs(past.mean() - 0.5) < 0.015
+    for gap in (40, 48):
         counts = np.bincount(samples[longest == gap, 0], minlength=100)
         assert counts[100 - gap :].sum() == 0
         assert chi_square_is_plausible(counts[: 100 - gap], np.full(100 - gap, 1 / (100 - gap)))
