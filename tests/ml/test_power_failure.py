@@ -19,6 +19,7 @@ from ml.ranks import Ranks
 from ml.runs import begin_run
 from ml.training import train
 from tests.ml.small import Pairs, Stop, tiny
+from tests.slowly import slowly
 
 
 class Disk:
@@ -226,7 +227,8 @@ def test_every_moment_leaves_a_run_that_is_gone_on_with(recording, tmp_path, cap
     assert seen == dict.fromkeys(POWER, 4)
 
 
-def test_a_rewind_is_made_once_whenever_it_is_cut_off(recording, tmp_path, capsys):
+@pytest.mark.parametrize("every", [3, *slowly(1)])
+def test_a_rewind_is_made_once_whenever_it_is_cut_off(every, recording, tmp_path, capsys):
     """`--resume RUN/1` on a finished run, stopped and given again: at every moment both that line and the plain one go
     on, from before the rewind or from after it, and what was later than epoch 1 is kept."""
     disk, start = recording
@@ -245,7 +247,7 @@ def test_a_rewind_is_made_once_whenever_it_is_cut_off(recording, tmp_path, capsy
     assert len(list(folder.glob("before_rewind*"))) == 1 and log.read_text() == written
     seen = {(power, resume): 0 for power in (None, "names lost") for resume in ("once", f"{run}/1")}
     for k, events in enumerate(disk.prefixes()):
-        if not before <= len(events) <= after or events[-1][0] == "write":
+        if not before <= len(events) <= after or events[-1][0] == "write" or (after - len(events)) % every:
             continue
         for power, resume in seen:
             where = tmp_path / f"{k}_{power}_{resume[-1]}"
