@@ -1,7 +1,6 @@
 """What several test folders share: a small folder of encoded videos, and real data of others, where it is here."""
 
 import os
-import signal
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 from dataset_loader.preparing.encoding import write_video
 from dataset_loader.synthetic import synthetic_video
-from tests.processes import Trainer
+from tests.processes import Trainer, hear_ctrl_c
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 # What takes longest begins first, so that of the two processes of `make test` none is left alone with it in the end.
@@ -35,9 +34,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session", autouse=True)
 def _sigint():
-    """A script that runs us in the background has SIGINT ignored, which every process that a test starts inherits."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    hear_ctrl_c()
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,12 @@ ROOT = Path(__file__).parents[1]
 LIMIT = 600  # seconds for a job: minutes on a busy machine
 
 
+def hear_ctrl_c() -> None:
+    """A script that runs us in the background has SIGINT ignored, which every process that we start inherits."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Trainer:
     """The other end: start it once, run many."""
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slowly import slowly
+
 ROOT = Path(__file__).parents[2]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 NAMES = [b"caf\xe9_1.mp4", "größe_2.mp4".encode(), b"plain_3.mp4"]
@@ -27,24 +29,25 @@ def folder(clips, tmp_path):
 
 CODE = """
 import sys
-import cli.train, ml.reporting, ml.training
 from cli.main import main
-cli.train.try_out = lambda config: None  # it, and figures, take as long as these steps
-ml.training.Figures = lambda *given: ml.reporting.Listener()
 for line in sys.argv[1:]:
     assert main(line.split()) == 0, line
 """
 
 
-def test_from_validating_to_training(folder):
-    """What is printed and written keeps the names: the manifest lists all three, and training reads them."""
+TRAIN = "train --data videos --preset smoke --visits 1 --image-size 32 --epochs 1 --warmup-epochs 0"
+
+
+@pytest.mark.parametrize("train", [(), *slowly((TRAIN,))], ids=["data", "training"])
+def test_what_is_printed_and_written_keeps_the_names(train, folder):
+    """The manifest lists all three, and training reads them."""
     lines = (
         "data validate videos --min-seconds 1 --jobs 1",
         "data prepare packed videos --out packed --jobs 1",
-        "train --data videos --preset smoke --visits 1 --image-size 32 --epochs 1 --warmup-epochs 0",
+        *train,
     )
     environment = {**os.environ, **ASCII, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CODE, *lines]
     result = subprocess.run(command, capture_output=True, cwd=folder, env=environment, check=False)
     assert result.returncode == 0, result.stderr
-    assert len(list((folder / "losses").glob("*.txt"))) == 1
+    assert len(list((folder / "packed").iterdir())) > 1 and len(list(folder.glob("losses/*.txt"))) == len(train)
