@@ -26,7 +26,7 @@ demo: .venv/.installed-demo  ## train at 50, 75 and 95 % on built-in clips (or D
 test: .venv/.installed-dev  ## the tests that everybody runs, some minutes (JOBS=2: at once)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-long: .venv/.installed-dev  ## the long tests
+test-long: .venv/.installed-dev  ## the long tests: notebooks, kills, many repeats
 	$(BIN)/python -m pytest -q -m slow
 
 gpu: .venv/.installed-dev  ## some 20 minutes on a GPU: measure training and evaluation (DATA=folder of DAVIS, VIDEOS=folder), run the tests that need one
