@@ -13,10 +13,7 @@ from ml.SiamMAE import build_model
 from ml.step import training_step
 
 MODELS = ["siammae_micro_patch8", "mae_st_micro_patch8"]
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")]
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 

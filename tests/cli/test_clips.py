@@ -26,6 +26,7 @@ from ml.logs import read_losses
 from ml.presets import preset
 from ml.SiamMAE import build_model
 from ml.utils import config_of
+from tests.slowly import slowly
 
 SMALL = (
     "--preset", "mae_st_large_smoke", "--image-size", "32", "--visits", "1", "--batch-size", "8",
@@ -61,7 +62,7 @@ def run(clips, quick, tmp_path_factory):
     return root, log.stem
 
 
-@pytest.mark.parametrize("form", ["videos", "folders", "packed", "ledger"])
+@pytest.mark.parametrize("form", ["packed", "ledger", *slowly("videos", "folders")])
 def test_it_trains_from_every_form_of_storage(form, forms, quick, tmp_path, capsys):
     words = ["train", "--data", forms[form], *SMALL, "--epochs", "1", "--warmup-epochs", "0", "--root", tmp_path]
     assert quick(*words) == 0
@@ -174,7 +175,7 @@ def test_a_model_of_pairs_at_several_ratios_and_what_it_refuses(tmp_path, monkey
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".PT"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".PT", *slowly(".pth")])
 def test_the_export_has_the_public_names_and_gives_the_same_features(suffix, run, tmp_path, capsys, monkeypatch):
     """And is read back strictly, with the normalising of pixels that the model has, by what `--weights` reads with."""
     root, name = run
@@ -211,7 +212,7 @@ def small_names(monkeypatch):
         monkeypatch.setitem(table, name, partial(table[name], **thin))
 
 
-@pytest.mark.parametrize("kind", ["public", "inflated"])
+@pytest.mark.parametrize("kind", ["public", *slowly("inflated")])
 def test_training_starts_from_public_or_inflated_weights(kind, clips, quick, small_names, tmp_path, capsys):
     """Public ones with q, k, v apart; an image MAE inflated: its blocks are the run's, a tiny learning rate later."""
     torch.manual_seed(0)

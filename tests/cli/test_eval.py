@@ -204,18 +204,8 @@ def test_track_from_a_mask(clip, tmp_path, capsys):
     mask = np.zeros((62, 97), np.uint8)
     mask[10:40, 20:60] = 9
     Image.fromarray(mask).save(tmp_path / "first.png")
-    words = [
-        "track",
-        str(clip),
-        "--out",
-        str(tmp_path / "out"),
-        "--source",
-        "pixels",
-        "--device",
-        "cpu",
-        "--size",
-        "64x96",
-    ]
+    words = ["track", str(clip), "--out", str(tmp_path / "out"), "--source", "pixels"]
+    words += ["--device", "cpu", "--size", "64x96"]
     assert main([*words, "--mask", str(tmp_path / "first.png")]) == 0
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 12
     capsys.readouterr()

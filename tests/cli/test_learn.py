@@ -12,9 +12,12 @@ import cli.wiring
     ("preset", "columns", "parts", "pictures"),
     [
         ("smoke", "model | copy | copy × factor | mean | wrong f1", ("all",), {".png"}),
-        ("mae_st_large_smoke", "model | copy | copy × factor | mean", ("all", "seen", "unseen"), {".png", ".gif"}),
+        pytest.param(
+            "mae_st_large_smoke", "model | copy | copy × factor | mean", ("all", "seen", "unseen"), {".png", ".gif"},
+            marks=pytest.mark.slow,
+        ),
     ],
-)
+)  # fmt: skip
 def test_learn_compares_with_copying(preset, columns, parts, pictures, clips, quick, tmp_path, capsys, monkeypatch):
     frames, fixed_dataset = cli.motion.frames, cli.wiring.fixed_dataset
     monkeypatch.setattr(cli.motion, "frames", lambda data, size, count: frames(data, size, 8))

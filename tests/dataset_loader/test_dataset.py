@@ -11,13 +11,7 @@ import pytest
 import torch
 
 from common.errors import InputError
-from dataset_loader import (
-    builtin_clips,
-    decode_all,
-    get_kinetics_dataset,
-    make_loader,
-    read_index,
-)
+from dataset_loader import builtin_clips, decode_all, get_kinetics_dataset, make_loader, read_index
 from dataset_loader.loader import EpochSampler
 from dataset_loader.preparing.encoding import write_video
 

@@ -24,15 +24,8 @@ def test_all_videos_below_a_folder(tmp_path):
     (tmp_path / "link").symlink_to(outside)
     found = find_videos(tmp_path)
     assert found == sorted(found)
-    assert [str(Path(path).relative_to(tmp_path)) for path in found] == [
-        "a/c.MKV",
-        "a/d/e.webm",
-        "b.mp4",
-        "clip.part.ts",
-        "f.mov",
-        "link/linked.mp4",
-        "z.avi",
-    ]
+    names = " ".join(str(Path(path).relative_to(tmp_path)) for path in found)
+    assert names == "a/c.MKV a/d/e.webm b.mp4 clip.part.ts f.mov link/linked.mp4 z.avi"
 
 
 def test_a_list_of_files(tmp_path):

@@ -12,7 +12,7 @@ from dataset_loader import synthetic
 from dataset_loader.synthetic import Layer, SyntheticVideo, make_scene, synthetic_video
 
 SMALL = dict(height=13, width=17)
-SEEDS = range(12)
+SEEDS = range(6)
 
 
 def sines(layer: Layer, quantity: int, time: float) -> float:
@@ -135,7 +135,7 @@ def test_the_loops_have_seen_every_shape_and_case() -> None:
     shapes = [layer for s in SEEDS for layer in make_scene(s, **SMALL, objects=4, keypoints=3)[1:]]
     assert {layer.tips for layer in shapes} == {0, 3, 4, 5, 6, 7}
     stars = [layer.tips >= 5 and layer.inner < 0.9 * math.cos(math.pi / layer.tips) for layer in shapes]
-    assert 5 < sum(stars) < len(shapes) - 5
+    assert 3 < sum(stars) < len(shapes) - 3
     for truth in ("visible", "occluded"):
         share = np.mean([getattr(video, truth) for video in videos])
         assert 0.1 < share < 0.9, f"{truth}: {share}"

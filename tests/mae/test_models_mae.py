@@ -13,15 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.errors import InputError
 from mae.masking import mask_noise, random_masking
 from mae.models_mae import ARCHITECTURES, MaskedAutoencoderViT, positions_for
-from mae.patches import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    denormalize,
-    normalize,
-    normalize_patches,
-    patchify,
-    unpatchify,
-)
+from mae.patches import IMAGENET_MEAN, IMAGENET_STD, denormalize, normalize, normalize_patches, patchify, unpatchify
 from mae.positions import sincos_positions
 from mae.weights import load_pretrained
 

@@ -19,15 +19,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "mae_tiny.safetensors"
 
 def tiny(encoder_kind="siamese", decoder_kind="cross-self", mask_ratio=0.75, **kw):
     torch.manual_seed(0)
-    model = SiamMAE(
-        MAEEncoder(**ENCODER),
-        mask_ratio,
-        encoder_kind=encoder_kind,
-        decoder_kind=decoder_kind,
-        decoder_size=(32, 2, 4),
-        **kw,
-    )
-    return perturbed(model)
+    kinds = dict(encoder_kind=encoder_kind, decoder_kind=decoder_kind)
+    return perturbed(SiamMAE(MAEEncoder(**ENCODER), mask_ratio, **kinds, decoder_size=(32, 2, 4), **kw))
 
 
 def perturbed(model):

@@ -81,11 +81,13 @@ def test_a_step_is_divided_over_processes_and_batches():
 
 
 def test_presets_hold_together():
+    models = {}
     for name, each in PRESETS.items():
         config = preset(name).config
         assert each.about
         with torch.device("meta"):
-            model = build_model(config.model.model, **config.model_arguments)
+            key = config.model.model, str(config.model_arguments)
+            model = models[key] = models.get(key) or build_model(config.model.model, **config.model_arguments)
         assert model.mask_ratio == config.model.mask_ratio
         assert config.data.image_size % model.patch_size == 0
         if name.endswith("_smoke"):

@@ -17,7 +17,7 @@ from dataset_loader.synthetic import synthetic_video
 from mae.masking import MASKINGS, random_masking, visible_count
 from mae.models_mae import MAEEncoder
 from mae.models_mae_st import SpatiotemporalMAE
-from mae.patches import IMAGENET_MEAN, IMAGENET_STD, MAE_ST_MEAN, MAE_ST_STD, normalize_patches
+from mae.patches import IMAGENET_MEAN, IMAGENET_STD, MAE_ST_MEAN, MAE_ST_STD
 from ml.SiamMAE import MODELS, SiamMAE, build_model
 from ml.utils import train_one_epoch
 
@@ -308,6 +308,7 @@ def test_what_saves_memory_gives_the_same_numbers(case):
     assert kinds == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.slow  # `test_gpu_ready` compiles block by block
 @of(TWO)
 def test_it_compiles_in_one_piece(case):
     """Traced, not built: no step of the arithmetic needs Python in between, once the mask's noise is there."""
@@ -374,9 +375,9 @@ def train(model, batches, lr):
 
 @of(TWO)
 def test_four_samples_are_learnt_by_heart(case):
-    """With fixed masks the loss falls below 30 % of its start within 180 steps."""
-    model, video = case.build(mask_ratio=0.9), scenes(case, 4, (24, 32))
-    losses = train(model, [(video, torch.arange(4))] * 180, 3e-3)
+    """With fixed masks the loss falls below 30 % of its start within 130 steps."""
+    model, video = case.build(mask_ratio=0.9, depth=1), scenes(case, 4, (24, 32))
+    losses = train(model, [(video, torch.arange(4))] * 130, 5e-3)
     assert losses[-1] < 0.3 * losses[0] and losses[-1] < 0.3
 
 
@@ -390,11 +391,3 @@ def test_ten_steps_give_the_recorded_losses(case):
         path.write_text("".join(f"{loss:.6f}\n" for loss in losses))
     expected = [float(line) for line in path.read_text().splitlines()]
     assert losses == pytest.approx(expected, rel=1e-4), "see this test's docstring"
-
-
-def test_normalised_targets_are_per_place():
-    """The definition in one line, for both models: what `target` returns is `normalize_patches` of the patches."""
-    for case in TWO:
-        model, pixels = case.build(), case.normalized(case.video())
-        plain = case.build(norm_pix_loss=False).target(pixels)
-        torch.testing.assert_close(model.target(pixels), normalize_patches(plain))

@@ -35,6 +35,7 @@ def test_matrix_products_are_the_least_there_can_be(mask_ratio, futures):
     assert (cost.attention_forward, cost.attention_calls) == attention_forward(model, 2, 30, futures)
 
 
+@pytest.mark.slow
 def test_and_so_they_are_at_full_size():
     with torch.device("meta"):
         model = build_model("siammae_base_patch16", mask_ratio=0.95)

@@ -108,7 +108,11 @@ def test_checkpointing_is_for_training_and_for_mae_as_well():
         assert len(runs) == expected
 
 
-def compiled_agrees(backend):
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about the machine
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_model_gives_the_same(backend):
+    """Masks too: in inductor's C++ (torch 2.15) products of int64 that wrap around came out wrong."""
     model, video, seeds = tiny(), pasts(futures=2), torch.arange(2)
     expected_loss, expected, expected_mask = model(video, seeds=seeds)
     expected_loss.backward()
@@ -124,15 +128,3 @@ def compiled_agrees(backend):
     found = gradients(model)
     norm = sum(g.square().sum() for g in gradient.values()).sqrt()
     assert sum((found[name] - gradient[name]).square().sum() for name in found).sqrt() <= 1e-5 * norm
-
-
-@pytest.mark.slow
-def test_a_traced_model_gives_the_same():
-    compiled_agrees("aot_eager")
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the compiler, about the machine
-def test_a_compiled_model_gives_the_same():
-    """Masks too: in inductor's C++ (torch 2.15) products of int64 that wrap around came out wrong."""
-    compiled_agrees("inductor")

@@ -22,7 +22,7 @@ def tiny():
     return SiamMAE(MAEEncoder(32, 8, 48, 1, 4), 0.75, decoder_size=(32, 1, 4))
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one pair a video", "two pairs a video"])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow, id="one pair a video"), 2])
 def loader(request, clips):
     dataset = get_kinetics_dataset(clips, image_size=32, repeated_sampling=request.param)
     return DataLoader(dataset, batch_size=2)

@@ -9,13 +9,7 @@ from cli import data_download
 from common.errors import InputError
 from dataset_loader.preparing import download
 from dataset_loader.preparing.download import MARKER, download_archive, download_list
-from tests.dataset_loader.preparing.small_kinetics import (
-    BUSY,
-    DROP,
-    HALF,
-    QUICK,
-    kinetics,
-)
+from tests.dataset_loader.preparing.small_kinetics import BUSY, DROP, HALF, QUICK, kinetics
 from tests.dataset_loader.preparing.test_archives import contents, noise, tar, tree, zipped
 from tests.server import PAGE
 

@@ -66,6 +66,7 @@ def matches(encode, head) -> tuple[float, float]:
     return share[0], share[1]
 
 
+@pytest.mark.slow
 def test_without_stretched_positions_it_collapses():
     """Trained on still, noisy pairs, where the position is the surest answer; asked about pairs that moved."""
     model = encoder()

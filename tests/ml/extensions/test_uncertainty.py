@@ -172,6 +172,7 @@ def test_heads_learn_on_a_frozen_model_and_are_read_back(tmp_path):
         train_heads(model, [batch()] * 2, steps=5)
 
 
+@pytest.mark.slow
 def test_the_command(clips, tmp_path, monkeypatch, capsys):
     model = SiamMAE(MAEEncoder(32, 8, 16, 1, 2), 0.75, decoder_size=(16, 1, 2), mask_strategy="hard")
     save_checkpoint(tmp_path / "1.pt", dict(model=model.state_dict(), config=model.config, epoch=1, step=1, run="tiny"))
