@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,11 +79,8 @@ def test_every_format_comes_back_bit_for_bit(to, pairs, images, tmp_path):
 def test_the_public_names_bring_the_decoder_along(pairs, tmp_path):
     write_folder(pairs, tmp_path / "out", "public", {})
     state = torch.load(tmp_path / "out" / "model.pth", weights_only=True)["model"]
-    assert {
-        "decoder_embed_mae.weight",
-        "decoder_blocks.1.norm_kv1.bias",
-        "decoder_blocks.0.cattn.kv.weight",
-    } <= state.keys()
+    names = {"decoder_embed_mae.weight", "decoder_blocks.1.norm_kv1.bias", "decoder_blocks.0.cattn.kv.weight"}
+    assert names <= state.keys()
     again, _ = open_model(str(tmp_path / "out" / "model.pth"))
     assert_same(pairs.state_dict(), again.state_dict())
     assert again.config == pairs.config
@@ -175,6 +173,21 @@ def test_onnx_gives_the_same_features_at_any_size(pairs, tmp_path):
         np.testing.assert_allclose(features, pairs.encode(images).numpy(), rtol=0, atol=2e-5)
 
 
+@torch.no_grad()
+def test_what_is_handed_to_onnx_is_the_encoder(pairs, images, tmp_path, monkeypatch):
+    """The translation itself takes long: the test before."""
+    for name in ("onnx", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+
+    def export(module, given, **_):
+        assert given[0].dtype == torch.uint8
+        return SimpleNamespace(save=lambda path: torch.save(module(images), path))
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    write_folder(pairs, tmp_path / "out", "onnx", {})
+    assert torch.equal(torch.load(tmp_path / "out" / "model.onnx"), pairs.encode(images))
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_jax_gives_the_same_features(pairs, tmp_path):
@@ -218,10 +231,8 @@ def test_the_card_tells_what_the_run_recorded(pairs, tmp_path):
     code = card.split("```python\n")[1].split("```")[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exec(
-            compile(code.replace("local-dir:out", f"local-dir:{tmp_path / 'out'}"), "card", "exec"),
-            {"pixels": torch.zeros(1, 3, 48, 48)},
-        )
+        code = code.replace("local-dir:out", f"local-dir:{tmp_path / 'out'}")
+        exec(compile(code, "card", "exec"), {"pixels": torch.zeros(1, 3, 48, 48)})
 
 
 def test_the_command(tmp_path, capsys):
