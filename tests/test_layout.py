@@ -85,10 +85,7 @@ def test_mae_stands_on_torch_and_timm():
 @pytest.mark.parametrize(
     ("modules", "heavy"),
     [
-        (
-            "hubconf, mae.formats, mae.weights, ml.foreign, ml.SiamMAE, ml.utils, ml.presets",
-            "av matplotlib requests scipy cv2 tyro IPython",
-        ),
+        ("hubconf, mae.formats, ml.foreign, ml.utils, ml.presets", "av matplotlib requests scipy cv2 tyro IPython"),
         ("ml.config, ml.presets", "torch timm"),
         ("common.errors, common.files, common.download", "torch numpy"),
         ("cli.data_download, cli.data_split, cli.data_validate, cli.data_prepare", "torch av matplotlib requests"),

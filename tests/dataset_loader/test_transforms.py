@@ -31,13 +31,8 @@ def recover(image: torch.Tensor, height: int, width: int) -> tuple[float, float,
     x, y = image[0].float().mean(0) / 255 * width, image[1].float().mean(1) / 255 * height
     step = abs(x[-1] - x[0]) / (len(x) - 1)
     down = (y[-1] - y[0]) / (len(y) - 1)
-    return (
-        float(y[0] - down / 2),
-        float(min(x[0], x[-1]) - step / 2),
-        float(y[-1] + down / 2),
-        float(max(x[0], x[-1]) + step / 2),
-        bool(x[-1] < x[0]),
-    )
+    left, right = float(min(x[0], x[-1]) - step / 2), float(max(x[0], x[-1]) + step / 2)
+    return float(y[0] - down / 2), left, float(y[-1] + down / 2), right, bool(x[-1] < x[0])
 
 
 @pytest.mark.parametrize(("height", "width"), [(120, 160), (200, 90), (64, 64)])

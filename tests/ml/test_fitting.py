@@ -53,7 +53,6 @@ def test_bytes_are_proportional_to_the_batch():
     config = MICRO.replace(decoder_depth=1)
     few, more, many = (bytes_of_step(config, samples, bfloat16=True) for samples in (64, 100, 128))
     assert (more - few) / 36 == (many - few) / 64
-    assert bytes_of_step(config.replace(checkpointing=True), 64, bfloat16=True) < 0.6 * few
     assert bytes_of_step(config, 64, bfloat16=False) > 1.4 * few
 
 

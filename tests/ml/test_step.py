@@ -91,11 +91,8 @@ def test_clipping_shortens_long_gradients_and_tells_their_length():
 def test_layers_learn_the_slower_the_deeper_they_lie():
     model = tiny()
     names = {id(p): name for name, p in model.named_parameters()}
-    factor = {
-        names[id(p)]: group["lr"]
-        for group in make_optimizer(model, 1.0, layer_decay=0.5).param_groups
-        for p in group["params"]
-    }
+    groups = make_optimizer(model, 1.0, layer_decay=0.5).param_groups
+    factor = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
     assert factor["encoder.patch_embed.proj.weight"] == factor["encoder.cls_token"] == 0.5**3
     assert factor["encoder.blocks.0.attn.qkv.bias"] == 0.5**2 and factor["encoder.blocks.1.attn.qkv.bias"] == 0.5
     assert {factor[name] for name in factor if name.startswith("decoder.")} == {1.0}

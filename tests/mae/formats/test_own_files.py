@@ -68,11 +68,7 @@ def test_a_folder_of_timm_is_ours_only_if_it_says_so(tmp_path):
 def test_which_names_are_of_others(tmp_path, golden):
     own = model()
     torch.save({"model": own.state_dict(), "config": own.config, "epoch": 3}, tmp_path / "last.pt")
-    assert (
-        not is_foreign(str(tmp_path / "last.pt"))
-        and not is_foreign("siammae_micro_64")
-        and not is_foreign("no such run")
-    )
+    assert not any(map(is_foreign, (str(tmp_path / "last.pt"), "siammae_micro_64", "no such run")))
     (tmp_path / "folder").mkdir()
     folder = golden("timm_vit").write(tmp_path / "folder")
     path = golden("tobo").write(tmp_path, num_heads=4, decoder_num_heads=3)
