@@ -14,8 +14,8 @@ from tests.processes import Trainer, hear_ctrl_c
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 # What takes longest begins first, so that of the two processes of `make test` none is left alone with it in the end.
 LONGEST = (
-    "test_notebook.py", "test_notebooks.py", "test_resume.py", "test_ranks.py", "test_benchmarks.py", "test_export.py",
-    "test_clips.py", "test_power_failure.py", "test_contract.py", "test_cli.py", "test_ascii_locale.py",
+    "test_notebook.py", "test_resume.py", "test_ranks.py", "test_clips.py", "test_contract.py", "test_cli.py",
+    "test_decoding.py", "test_ablate.py", "test_propagation.py", "test_fitting.py", "test_training_benchmarks.py",
 )  # fmt: skip
 
 
