@@ -20,14 +20,26 @@ train --data "$out/packed128" --prefix curriculum_ --epochs 150 --warmup-epochs 
   --schedule "0 shifted_patches 0.75; 24 mixed:shifted_patches=1,video_shifted=1; 80 mixed:video=1,video_shifted=1,jittered=1 0.75"
 pack curriculum_ curriculum.pt
 
-# from there, a deeper decoder with rotary positions, known shifts: where things went, whatever the distance
-train --data "$out/packed128" --prefix motion_ --weights "$out/curriculum.pt" --decoder-kind rotary --decoder-depth 4 \
+# from there, a deeper decoder with rotary positions: known shifts, whatever the distance, and at last video as well
+train --data "$out/packed128" --prefix shifts_ --weights "$out/curriculum.pt" --decoder-kind rotary --decoder-depth 4 \
   --epochs 45 --warmup-epochs 2 --ema 0.999 --mask-ratio 0.75 \
   --schedule "0 shifted_patches 0.75; 6 mixed:shifted_patches=1,video_shifted=1; 22 shifted_patches"
-pack motion_ motion.pt
-train --data "$out/packed128" --prefix siammae_motion_ --weights "$out/motion.pt" --decoder-kind rotary \
+pack shifts_ shifts.pt
+train --data "$out/packed128" --prefix more_shifts_ --weights "$out/shifts.pt" --decoder-kind rotary \
   --epochs 16 --warmup-epochs 1 --base-lr 0.02 --ema 0.999 --mask-ratio 0.75 --schedule "0 shifted_patches 0.75"
+pack more_shifts_ more_shifts.pt
+mix=mixed:video=2,video_shifted=1,shifted_patches=1
+train --data "$out/packed128" --prefix siammae_motion_ --weights "$out/more_shifts.pt" --decoder-kind rotary \
+  --epochs 32 --warmup-epochs 1 --base-lr 0.02 --ema 0.999 --mask-ratio 0.75 \
+  --schedule "0 $mix 0.75; 16 $mix 0.9; 22 $mix 0.5; 24 $mix 0.75"
 pack siammae_motion_ siammae_motion.pt
+
+# from there, 96 pixels and plain targets, mostly plain video: pictures, of what moved too
+mix=mixed:video=4,video_shifted=1,shifted_patches=1
+train --data "$out/packed" --prefix siammae_mini_ --weights "$out/siammae_motion.pt" --decoder-kind rotary --image-size 96 \
+  --norm-pix-loss no --epochs 24 --warmup-epochs 1 --base-lr 0.016 --ema 0.998 --mask-ratio 0.75 \
+  --schedule "0 $mix 0.75; 8 $mix 0.9; 14 $mix 0.5; 17 $mix 0.75"
+pack siammae_mini_ siammae_mini.pt
 
 # from the curriculum, 96 pixels and plain targets, mostly plain video: motion, and pictures
 train --data "$out/packed" --prefix siammae_micro_ --weights "$out/curriculum.pt" --image-size 96 --norm-pix-loss no \

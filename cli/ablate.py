@@ -1,6 +1,5 @@
 """siammae ablate --data VIDEOS --grid mask_ratio=0.5,0.75,0.95 decoder_kind=cross-self,cross seed=0,1"""
 
-import signal
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -40,7 +39,7 @@ def main(
     from dataset_loader.sources import open_source
     from ml.ablation import check_tables, describe, make_cells, read_grid, read_result, told_apart, write_tables
     from ml.ablation_figure import ablation_figure
-    from ml.guards import StopSignals
+    from ml.guards import StopSignals, leave
     from ml.jobs import Job, alone, exit_reason, places, run_jobs
     from ml.plots import save_figure
     from ml.presets import preset as preset_named
@@ -78,10 +77,8 @@ def main(
                 write_tables(results, axes, about, root / name)
     figure = save_figure(ablation_figure(results, axes, heading=about), root / f"{name}.png")
     print(f"table: {root / name}.md and .csv, each run: {root / name}_runs.csv, figure: {figure}")
-    if stop.received == signal.SIGINT:
-        raise KeyboardInterrupt
     if stop.received:
-        raise SystemExit(128 + stop.received)
+        leave(stop.received)
     failed = [result for result in results if result.run is None]
     if failed:
         first = f"{told_apart(failed[0].cell, axes)}: {failed[0].note}"

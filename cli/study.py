@@ -1,7 +1,6 @@
 """siammae study --data VIDEOS --held-out VIDEOS [--davis DAVIS]: what is each choice of the recipe worth, in small?"""
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -60,6 +59,7 @@ def main(
     """
     from dataset_loader import check_disjoint
     from dataset_loader.sources import open_source
+    from ml.guards import leave
     from ml.study import ARMS, base_config, make_cell, read_results, read_scores
 
     page = report or out / "report.md"
@@ -97,10 +97,8 @@ def main(
     runs = done()
     if runs:
         _write({"planned": len(cells), "hours": _core_hours(runs), "videos": len(names[0]), "runs": runs}, page)
-    if stop == signal.SIGINT:
-        raise KeyboardInterrupt
     if stop:
-        raise SystemExit(128 + stop)
+        leave(stop)
     if failed:
         raise InputError(f"{failed}; the same line tries it again")
 

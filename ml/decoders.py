@@ -84,21 +84,18 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class RotaryBlock(nn.Module):
+class RotaryBlock(CrossSelfBlock):
     """As `CrossSelfBlock`, and both attentions know how far apart two places are (rotary positions, Su et al. 2021,
     arXiv 2104.09864, by rows and columns): a query can ask for "two patches to the left" wherever it stands."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
-        super().__init__()
-        self.cross_norm, self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim), LayerNorm(dim)
-        self.cross = CrossAttention(dim, num_heads)
-        self.attn = AttentionRope(dim, num_heads, num_prefix_tokens=0)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        super().__init__(dim, num_heads, mlp_ratio)
+        self.block.attn = AttentionRope(dim, num_heads, num_prefix_tokens=0)
 
-    def forward(self, x: Tensor, memory: Tensor, rotary: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, rotary: Tensor) -> Tensor:  # type: ignore[override]
         x = x + self.cross(self.cross_norm(x), memory, rotary)
-        x = x + self.attn(self.norm1(x), rotary)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.block.attn(self.block.norm1(x), rotary)
+        return x + self.block.mlp(self.block.norm2(x))
 
 
 def rotary_positions(dim: int, grid: tuple[int, int], device: torch.device) -> Tensor:
@@ -189,10 +186,7 @@ class CrossDecoder(nn.Module):
         size, mlp_ratio = mae.decoder_config, mae.encoder_config["mlp_ratio"]
         if mae.cross_decoder is not None and takes_over(kind, mae.cross_decoder.kind):
             decoder = cls(mae.embed_dim, mae.patch_size, mae.grid, kind=kind, **mae.cross_decoder.sizes)
-            state = mae.cross_decoder.state
-            if kind != mae.cross_decoder.kind:
-                state = {key.replace(".block.", "."): value for key, value in state.items()}
-            decoder.load_state_dict(state)
+            decoder.load_state_dict(mae.cross_decoder.state)
             return decoder
         dim, depth, num_heads = (size[f"decoder_{x}"] for x in ("embed_dim", "depth", "num_heads"))
         decoder = cls(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -76,6 +76,13 @@ class StopSignals:
                 self._timer.daemon = True
                 self._timer.start()
         self.received = self.received or number
+
+
+def leave(number: int) -> NoReturn:
+    """End as a signal asks, once everything is saved."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
 
 
 def _give_up(number: int) -> None:

@@ -4,7 +4,6 @@ A run can be stopped at any moment and goes on exactly where it was: the learnin
 sample one of (seed, epoch, index), and everything else is in the checkpoint.
 """
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from common.errors import InputError
 from mae.schedule import Schedule
 from ml.checkpoints import BEST, LAST, only_here
 from ml.devices import Device, best_device
-from ml.guards import STOP_PATIENCE, Divergence, Nonfinite, StopSignals
+from ml.guards import STOP_PATIENCE, Divergence, Nonfinite, StopSignals, leave
 from ml.loading import Batch, Loader, batches_from, fingerprint, pairs_per_batch
 from ml.logs import EpochLoss
 from ml.optimisation import Averaged, lr_scale, make_optimizer, set_lr
@@ -312,6 +311,4 @@ def _leave(number: int, where: str, run: str, ranks: Ranks) -> None:
     ranks.wait()
     if ranks.first:
         tqdm.write(f"\n{where}; go on with the same command, or resume={run!r}", file=sys.stderr)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + number)
+    leave(number)

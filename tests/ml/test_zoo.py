@@ -1,10 +1,15 @@
 """The models that ship: small files that predict as the run did, and numbers that are measured again."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cli.main import main
 from common.errors import InputError
@@ -13,7 +18,7 @@ from ml.foreign import is_foreign
 from ml.motion import shifted_pairs
 from ml.presets import PRESETS
 from ml.SiamMAE import SiamMAE, build_model, prepare_model
-from ml.zoo import against_copying, at_size, differences, motion_numbers, pack
+from ml.zoo import against_copying, at_size, differences, motion_numbers, open_packed, pack
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints"
 
@@ -95,3 +100,35 @@ def test_what_ships_has_its_numbers_and_a_card():
 def test_the_cards_numbers_are_found_again(capsys):
     assert main(["zoo", "check"]) == 0
     assert "within 0.02 of what the cards state; not measured without --data and --davis" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_from_end_to_end(clips, tmp_path):
+    """zoo.sh with one epoch or step for each that it asks for: its lines fit each other, and give what ships."""
+    short = {"--epochs": "1", "--warmup-epochs": "0", "--steps": "1"}
+    program = tmp_path / "bin" / "siammae"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(SHIPPED.parent)!r})\nfrom cli.main import main\n"
+        f"words, short = sys.argv[1:], {short!r}\n"
+        "words += ['--steps', '1', '--held-out', '0.4'] if words[0] == 'learn' else []\n"
+        "if __name__ == '__main__':\n"
+        "    sys.exit(main([short.get(flag, word) for flag, word in zip([''] + words, words)]))\n"
+    )
+    program.chmod(0o755)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)).save(photos / "a.png")
+    environment = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+    for _ in range(2):  # the second time all is there
+        line = ["bash", str(SHIPPED / "zoo.sh"), str(clips), str(photos)]
+        ended = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    made = {path.name for path in (tmp_path / "runs" / "zoo").glob("*.pt*")}
+    for name in json.loads((SHIPPED / "zoo.json").read_text()):
+        if name != "siammae_micro_64.pt":  # a run of `siammae learn`
+            assert name in made
+            own = open_packed(tmp_path / "runs" / "zoo" / name)[0].state_dict()
+            assert {k: v.shape for k, v in own.items()} == {
+                k: v.shape for k, v in open_packed(SHIPPED / name)[0].state_dict().items()
+            }
