@@ -48,6 +48,7 @@ def test_a_storage_counts_once_and_only_while_it_lives():
     assert live.now == 0 and live.peak == 760
 
 
+@pytest.mark.slow
 def test_bytes_are_proportional_to_the_batch():
     """Beside weights and the optimiser's state: so two rehearsals say what all others would."""
     config = MICRO.replace(decoder_depth=1)
