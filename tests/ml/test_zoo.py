@@ -111,7 +111,7 @@ def test_the_recipe_runs_from_end_to_end(clips, tmp_path):
     program.write_text(
         f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(SHIPPED.parent)!r})\nfrom cli.main import main\n"
         f"words, short = sys.argv[1:], {short!r}\n"
-        "words += ['--steps', '1', '--held-out', '0.4'] if words[0] == 'learn' else []\n"
+        "words += ['--steps', '1', '--held-out', '0.6'] if words[0] == 'learn' else []\n"
         "if __name__ == '__main__':\n"
         "    sys.exit(main([short.get(flag, word) for flag, word in zip([''] + words, words)]))\n"
     )
