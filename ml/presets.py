@@ -99,16 +99,17 @@ PRESETS: dict[str, Preset] = {
         _MICRO.replace(
             image_size=96,
             norm_pix_loss="no",
-            epochs=3,
+            decoder_kind="rotary",
+            epochs=2,
             warmup_epochs=1,
             visits=8,
             repeated_sampling=8,
             batch_size=16,
             base_lr=2e-4 * 256 / 16,
-            num_epochs_per_save=3,
+            num_epochs_per_save=2,
         ),
         "the notebook's size: from the shipped weights, three mask ratios in minutes on a CPU",
-        "siammae_micro.pt",
+        "siammae_mini.pt",
     ),
     # the tests · seconds
     "smoke": Preset(
