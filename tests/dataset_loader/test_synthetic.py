@@ -207,7 +207,9 @@ def test_size_only_chooses_how_finely_to_look() -> None:
     assert np.abs(shrunk - small.frames).mean() < 6
 
 
-@pytest.mark.parametrize(("height", "width", "objects"), [(240, 320, 3), (64, 48, 8), (90, 300, 20)])
+@pytest.mark.parametrize(
+    ("height", "width", "objects"), [(240, 320, 3), (64, 48, 8), pytest.param(90, 300, 20, marks=pytest.mark.slow)]
+)
 def test_at_time_0_every_object_is_in_sight(height: int, width: int, objects: int) -> None:
     for seed in SEEDS:
         video = synthetic_video(seed, height=height, width=width, objects=objects, times=[0])

@@ -20,6 +20,7 @@ from mae.models_mae_st import SpatiotemporalMAE
 from mae.patches import IMAGENET_MEAN, IMAGENET_STD, MAE_ST_MEAN, MAE_ST_STD
 from ml.SiamMAE import MODELS, SiamMAE, build_model
 from ml.utils import train_one_epoch
+from tests.slowly import slowly
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PATCH = 8
@@ -373,7 +374,7 @@ def train(model, batches, lr):
     return train_one_epoch(loader, optimizer, scheduler, "cpu", model)
 
 
-@of(TWO)
+@pytest.mark.parametrize("case", [PAIRS[0], *slowly(CLIPS[0])], ids=lambda case: case.name)
 def test_four_samples_are_learnt_by_heart(case):
     """With fixed masks the loss falls below 30 % of its start within 130 steps."""
     model, video = case.build(mask_ratio=0.9, depth=1), scenes(case, 4, (24, 32))
