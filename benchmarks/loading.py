@@ -389,7 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny clips, one run: only whether it works")
     given = parser.parse_args(arguments)
     settings = SMOKE if given.smoke else Settings()
-    settings = replace(settings, clips=given.clips or settings.clips)
+    settings = settings if given.clips is None else replace(settings, clips=given.clips)
     result = measure(find_videos(given.data) if given.data else builtin_clips(), settings)
     print(table(result))
     if given.out:
