@@ -4,23 +4,21 @@ import sys
 
 import pytest
 
+# 40 tensors of half a megabyte, too small for large pages, and first the thresholds that the C library starts with.
 CODE = """
-import resource, torch
+import ctypes, resource, torch
 from ml.devices import keep_freed_memory
 torch.set_num_threads(1)
-def step():
-    for _ in range(3):
-        tensors = [torch.ones(2_000_000) for _ in range(10)]
-        del tensors
+mallopt = ctypes.CDLL(None).mallopt
+assert mallopt(-1, 2**17) and mallopt(-3, 2**17)
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    step()
+    tensors = [torch.ones(2**17) for _ in range(40)]
+    del tensors
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-before = faults()
+before = min(faults() for _ in range(4))
 assert keep_freed_memory()
-faults()
-print(before, faults())
+print(before, min(faults() for _ in range(4)))
 """
 
 
@@ -30,4 +28,6 @@ def test_a_second_step_takes_the_memory_of_the_first(trainer, tmp_path):
     codes, said = trainer.run(["python", tmp_path / "steps.py"], root=tmp_path)
     assert codes == [0], said
     before, after = map(int, said.split())
-    assert after < 100 < before
+    if not before:
+        pytest.skip("this system counts no page faults")
+    assert 10 * after < before
