@@ -107,6 +107,7 @@ PRESETS: dict[str, Preset] = {
             batch_size=16,
             base_lr=2e-4 * 256 / 16,
             num_epochs_per_save=2,
+            seed=2,  # the pair that the pictures show comes first: a man who turns, not a cut between two scenes
         ),
         "the notebook's size: from the shipped weights, three mask ratios in minutes on a CPU",
         "siammae_mini.pt",

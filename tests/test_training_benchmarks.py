@@ -55,7 +55,8 @@ def test_the_ways_are_called_in_turn_and_the_first_round_does_not_count():
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler, the profiler and FSDP, about what this machine lacks
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
 def test_what_the_gpu_script_measures(whole, tmp_path, capfd):
     """whole: as the command does it; else one job of each kind, with nothing compiled."""
     (name,) = gpu_train.SMOKE.models

@@ -20,7 +20,6 @@ from ml.ranks import compile_blocks
 from ml.SiamMAE import SiamMAE, build_model
 from ml.step import training_step
 from tests.ml.small import run, tiny
-from tests.slowly import slowly
 
 ROOT = Path(__file__).parents[2]
 MODELS = ["siammae_micro_patch8", "mae_st_micro_patch8"]
@@ -131,7 +130,8 @@ def test_compiled_block_by_block_there_is_no_break(name):
     assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"], counters
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", *slowly("ddp")])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_nor_is_there_one_in_two_processes(strategy, trainer, tmp_path):
     """As the engine does it: compiled, then wrapped, two real steps; every block is compiled once."""
     program = tmp_path / "program.py"

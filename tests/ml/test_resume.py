@@ -88,7 +88,7 @@ def test_an_undisturbed_run_is_whole(model, undisturbed):
     [
         pytest.param("pairs", signal.SIGTERM, 2, 143, (), marks=pytest.mark.slow),
         ("pairs", signal.SIGINT, 4, 130, ("--workers", "1")),  # with other processes in the second half
-        ("clips", signal.SIGUSR1, 5, 138, ("--workers", "1")),
+        pytest.param("clips", signal.SIGUSR1, 5, 138, ("--workers", "1"), marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_stops_it_and_the_same_command_goes_on(
