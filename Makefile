@@ -5,7 +5,7 @@ DATA ?=
 PHOTOS ?=
 VIDEOS ?=
 ARGS ?=
-JOBS ?= 3
+JOBS ?= 2
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,7 +23,7 @@ help:  ## this list
 demo: .venv/.installed-demo  ## train at 50, 75 and 95 % on built-in clips (or DATA=folder) and show it in runs/demo/SiamMAE.html
 	$(BIN)/siammae demo $(if $(DATA),--data "$(DATA)")
 
-test: .venv/.installed-dev  ## the tests that everybody runs, some minutes (JOBS=3: at once)
+test: .venv/.installed-dev  ## the tests that everybody runs, some minutes (JOBS=2: at once)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/.installed-dev  ## the long tests: notebooks, kills, many repeats

@@ -69,6 +69,7 @@ def test_what_brings_a_decoder_is_drawn_and_the_rest_is_not(tmp_path, capsys):
     assert "brings no decoder that fits ours" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # the same numbers as its encoder has: `test_export`
 def test_the_source_jax(davis, tmp_path, capsys):
     pytest.importorskip("jax", reason="needs the extra jax")
     assert main(["export", "siammae_micro_64", "--to", "jax", "--out", str(tmp_path / "jax"), "--root", str(ROOT)]) == 0

@@ -125,6 +125,7 @@ def test_report_shows_pictures_of_epochs_and_both_themes(browser, report_page, t
     assert browser.console() == []
 
 
+@pytest.mark.slow
 def test_report_fits_a_phone_and_its_fingers(chromium, report_page):
     with chromium(390, 800, touch=True) as browser:
         browser.open(report_page)

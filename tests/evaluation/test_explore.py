@@ -214,6 +214,7 @@ def test_look_paint_sliders_keys_and_the_saved_mask(video, browser, tmp_path):
     assert browser.console() == []
 
 
+@pytest.mark.slow
 def test_a_phone_looks_and_paints_with_a_finger(video, chromium, tmp_path):
     with chromium(390, 800, touch=True) as browser:
         browser.open(page_of(video, tmp_path, RULES["dino"]))

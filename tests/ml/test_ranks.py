@@ -16,7 +16,6 @@ from ml.checkpoints import load_run
 from ml.devices import best_device
 from ml.logs import read_steps
 from ml.ranks import join_ranks
-from tests.slowly import slowly
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ("--preset", "smoke", "--image-size", "32", "--num-epochs-per-save", "9", "--warmup-epochs", "0")
@@ -58,7 +57,8 @@ def alone(trainer, clips, tmp_path_factory):
     return trained(trainer, clips, tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", *slowly("ddp")])  # DDP: `test_resume` too
+@pytest.mark.slow  # DDP: `test_resume`, both: the checkpoints below
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_two_processes_do_what_one_does_with_twice_the_batch(strategy, alone, trainer, clips, tmp_path):
     losses, norms, gradient = alone
     their_losses, their_norms, their_gradient = trained(trainer, clips, tmp_path, 2, strategy)

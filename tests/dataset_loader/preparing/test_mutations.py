@@ -114,7 +114,7 @@ def peaks_of_memory():
         thread.join()
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
 def test_mutations(count, tmp_path, pictures):
     made = mutated(tmp_path / "bad", pictures, count, seed=count // 1000)
     with peaks_of_memory() as peaks:
