@@ -1,7 +1,6 @@
 """Data sets from a bad server, to a disk that fills up, by a program that is killed: always the same tree."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -17,6 +16,7 @@ from common.errors import InputError
 from dataset_loader.preparing import download
 from dataset_loader.preparing.download import MARKER, download_kinetics, download_list, spread
 from dataset_loader.preparing.jobs import take_shard
+from dataset_loader.processes import forking_context
 from tests.dataset_loader.preparing.small_kinetics import (
     BUSY,
     DROP,
@@ -291,17 +291,14 @@ def test_take_shard():
 
 # Kills
 
-KILLABLE = multiprocessing.get_context("forkserver")
-
 
 def start(code, **values):
     """A new process that executes `code`, and ends with 1 if that raises."""
-    KILLABLE.set_forkserver_preload(["dataset_loader.preparing.download", "requests", "tqdm"])
     quiet = (
         "import os, sys; sys.stdout = sys.stderr = open(os.devnull, 'w')\n"
         "from dataset_loader.preparing.download import *\n"
     )
-    process = KILLABLE.Process(target=exec, args=(quiet + code, values))
+    process = forking_context().Process(target=exec, args=(quiet + code, values))
     process.start()
     return process
 
