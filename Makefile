@@ -6,6 +6,8 @@ PHOTOS ?=
 VIDEOS ?=
 ARGS ?=
 JOBS ?= 2
+# Where this is set, each of the many processes that tests start would compile our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14

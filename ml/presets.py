@@ -87,7 +87,7 @@ def _smoke_twin(full: RunConfig) -> RunConfig:
     repeated = full.data.repeated_sampling
     return full.replace(
         **tiny, image_size=64, batch_size=4 * repeated, pairs_per_device=2 * repeated, visits=2, epochs=2,
-        warmup_epochs=2 * full.optimisation.warmup_epochs / full.optimisation.epochs, num_epochs_per_save=1, workers=0,
+        warmup_epochs=2 * full.optimisation.warmup_epochs / full.optimisation.epochs, num_epochs_per_save=2, workers=0,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from ml.SiamMAE import Model
 Strategy = Literal["ddp", "fsdp"]
 T = TypeVar("T")
 ANSWER_PATIENCE = timedelta(minutes=10)  # with a rank that does not come, or does not answer
+SAYS_SO_AFTER = 5.0  # seconds of waiting for the others
 
 
 class Ranks:
@@ -116,7 +117,7 @@ def join_ranks(device: Device = None) -> tuple[Ranks, torch.device]:
             torch.cuda.set_device(own)
         place = f"{environ['MASTER_ADDR']}:{environ['MASTER_PORT']}"
         say = f"process {environ['RANK']} of {environ['WORLD_SIZE']} waits at {place} for the others (RANK is set)"
-        waiting = threading.Timer(5, print, [say], dict(file=sys.stderr, flush=True))
+        waiting = threading.Timer(SAYS_SO_AFTER, print, [say], dict(file=sys.stderr, flush=True))
         waiting.daemon = True
         waiting.start()
         try:

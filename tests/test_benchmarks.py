@@ -24,6 +24,7 @@ def result(clips, tmp_path_factory):
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_every_form_is_measured(result):
     names = [loading.THEIRS, loading.THEIRS_WHOLE, loading.SHORT, loading.SHORT_4]
     names += [loading.PLAIN, loading.PLAIN_2, loading.PLAIN_4]
@@ -40,6 +41,7 @@ def test_every_form_is_measured(result):
     assert all(name in text for name in [*expected, *result["missing"], "R = 4 / plain file, R = 1", "tiny clips"])
 
 
+@pytest.mark.slow
 def test_pytorchvideo_beside_it(result):
     if loading.THEIRS in result["missing"]:
         pytest.skip(result["missing"][loading.THEIRS])
@@ -47,6 +49,7 @@ def test_pytorchvideo_beside_it(result):
     assert row["at_least"] == 5 and row["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_without_pytorchvideo_it_says_so(forms, result, monkeypatch):
     monkeypatch.setattr(loading, "import_pytorchvideo", _not_installed)
     rounds, missing = loading._ways(forms, loading.SMOKE)

@@ -2,7 +2,6 @@
 
 import ast
 import graphlib
-import re
 import subprocess
 import sys
 import tomllib
@@ -129,16 +128,8 @@ def test_lower_bounds_only_and_constraints_that_satisfy_them():
 
 
 def test_no_committed_file_names_a_place_of_one_machine():
-    files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT).stdout.split()
-    if not files:
+    if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    place = re.compile("/(?:root|home|work|Users)" + "/")
-    texts = [f for f in files if Path(f).suffix in {".py", ".md", ".toml", ".yml", ".txt", ".ipynb", ""}]
-    found = [
-        f"{name}:{number}: {line.strip()[:80]}"
-        for name in texts
-        if (ROOT / name).is_file()
-        for number, line in enumerate((ROOT / name).read_text(errors="ignore").splitlines(), 1)
-        if place.search(line)
-    ]
-    assert found == []
+    words = ["git", "grep", "-nIE", "/(root|home|work|Users)" + "/"]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert (found.returncode, found.stdout) == (1, "")  # 1: none

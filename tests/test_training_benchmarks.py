@@ -185,6 +185,7 @@ def test_the_reckoned_table_of_the_documentation_is_what_the_command_says():
     assert reckoning.markdown(reckoning.reckon()) in text
 
 
+@pytest.mark.slow
 def test_what_a_batch_costs_the_training_thread(tmp_path, capsys):
     loader_thread.main(
         ["--pairs", "4", "--size", "32", "--batches", "3", "--workers", "1", "--out", str(tmp_path / "x")]
