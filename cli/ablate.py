@@ -20,7 +20,7 @@ def main(
 ) -> None:
     """Train every cell of a grid, and write a table with mean and spread over seeds, and a figure.
 
-    The same line again goes on where it was stopped or killed: what is finished is not run again.
+    The same command resumes where it was stopped or killed: what is finished is not run again.
 
     Args:
         data: folder of videos

@@ -48,7 +48,7 @@ class Features:
     source: str = "siammae_micro_64"
     """a run, <run>/<epoch>, any file or folder of weights (siammae weights inspect FILE tells what it is),
     untrained:CHECKPOINT, pixels, random, mae:PATH, mae_st:PATH, one_tubelet:MAE-ST, timm:NAME, timm:NAME@FILE,
-    jax:FILE, decoder:RUN (its cross-attention), centred:SOURCE (each frame's mean taken off); eval also takes a
+    jax:FILE, decoder:RUN (its cross-attention), centred:SOURCE (each frame's mean subtracted); eval also takes a
     control: copy, oracle, oracle:SOURCE (oracle alone: the features of pixels)"""
     batch: int | None = None
     """frames to encode at once; it never changes the protocol; default: 8 on a CUDA device, 1 elsewhere"""

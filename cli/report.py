@@ -17,7 +17,7 @@ def main(
 ) -> None:
     """Write one page over all runs below folders: table, curves, reconstructions over epochs, evaluations, origins.
 
-    The page is one file that opens from the disk without a network. It is written anew each time.
+    The page is one file that opens from the disk without a network. It is rewritten each time.
 
     Args:
         paths: folders that hold losses/ and checkpoints/, at any depth; and other people's logs, to stand beside: text
@@ -26,7 +26,7 @@ def main(
         runs: these runs alone, by name
         samples: pairs that each kept checkpoint predicts (`siammae samples`); None: the figures that the runs drew
         title: the page's heading
-        watch: write the page anew whenever a run goes on, until Ctrl-C; an open page follows
+        watch: rewrite the page whenever a run advances, until Ctrl-C; an open page follows
         every: seconds between two looks at the runs
     """
     import time

@@ -76,7 +76,7 @@ def download(
                         transfer.clear()  # someone put theirs there meanwhile: it is judged below
                 finally:
                     if not part.exists() or not transfer.size():
-                        notes.unlink(missing_ok=True)  # before the part: without a part another process begins anew
+                        notes.unlink(missing_ok=True)  # before the part: without a part another process starts over
                         part.unlink(missing_ok=True)
         if not part.exists():
             notes.unlink(missing_ok=True)  # left by a kill right after the renaming

@@ -110,7 +110,7 @@ def decode_text(data: bytes) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's: what macOS, Jupyter, Windows and Synology put beside theirs."""
+    """Whether a file or folder is not the user's but one that macOS, Jupyter, Windows or Synology puts beside it."""
     return name.startswith(".") or name in SYSTEM
 
 

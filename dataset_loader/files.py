@@ -119,7 +119,7 @@ def _is_picture(entry: os.DirEntry[str]) -> bool:
 def find_videos(source: str | Path | Iterable[str | Path]) -> list[str]:
     """The video files below a folder, links followed and hidden names left out, or of a list; sorted, not opened.
 
-    A video by itself is a list of one. A list holds files, or folders, which are searched. Raises InputError if the
+    A single video is a list of one. A list holds files, or folders, which are searched. Raises InputError if the
     folder or something listed is missing or lies in another, or nothing is found.
     """
     if not isinstance(source, str | Path):

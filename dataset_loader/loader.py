@@ -58,7 +58,7 @@ class EpochSampler(Sampler):
 
 
 class PairLoader:
-    """Batches of `batch_size` samples (a multiple of the dataset's R), epoch by epoch, shuffled anew in each.
+    """Batches of `batch_size` samples (a multiple of the dataset's R), epoch by epoch, reshuffled in each.
 
     A batch is a dict: `video` uint8 [B, F, 3, S, S], `time` [B, F], `box` [B, F, 5], `seed` [B], and lists: `path` (B),
     `bad` of (path, reason). `bad_files` grows by (path: reason) as files turn out to be bad.

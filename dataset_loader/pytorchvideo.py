@@ -98,5 +98,5 @@ class _Prepare:
             video = self._temporal(video, times)
         except InputError as error:
             log.warning("%s %s; it is left out", sample.get("video_name", "a video"), error)
-            return None  # theirs then goes on with the next video
+            return None  # theirs then takes the next video
         return {**sample, "video": video if self._transform is None else self._transform(video)}

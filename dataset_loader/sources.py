@@ -173,7 +173,7 @@ SOURCES: dict[str, Callable[[str], Source]] = {
 
 
 def open_source(where: str | Path | Iterable[str | Path], *, fps: float = 30, template: str | None = None) -> Source:
-    """The videos of a folder, of one ledger or shard, a video by itself, or a list of files or folders of one kind.
+    """The videos of a folder, of one ledger or shard, a single video, or a list of files or folders of one kind.
 
     A folder is searched to its depths, links followed and hidden names left out. Where it holds several kinds, packed
     shards come before a ledger, that before video files, those before folders of pictures. A list may also be a text

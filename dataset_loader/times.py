@@ -1,4 +1,4 @@
-"""When frames are shown: stamps mended, and runs of frames between which the clock paused or started anew.
+"""When frames are shown: repaired time stamps, and the stretches between which the clock paused or was reset.
 
 Times are seconds in the order of showing. They increase within a run; after a reset of the clock they may go back.
 
@@ -76,7 +76,7 @@ def at_least(times: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def ascending(times: Iterable[float], pause: float) -> Iterator[float]:
-    """The same times, but after a reset the clock goes on, a pause in seconds later.
+    """The same times, but after a reset the clock continues, a pause in seconds later.
 
     For what cannot be written otherwise, such as a video file. With a pause longer than every gap no pair is drawn
     across the place from what was written.

@@ -68,7 +68,7 @@ class Benchmark(ABC):
         """A video's line in the printed table."""
 
     def follow(self, video: Video, by: "Tracker", protocol: Protocol, *, batch: int = 1) -> Iterator[Label]:
-        """The labels of all frames of a video in turn, the given first one among them."""
+        """The labels of all frames of a video in order, including the given first one."""
         from evaluation.controls import follow
 
         return follow(video, by, protocol, batch=batch)
@@ -109,7 +109,7 @@ class Benchmark(ABC):
         return read_mask(file)
 
     def value(self, scores: Scores) -> float:
-        """The one number by which videos are ordered; NaN where there is none."""
+        """The one number by which videos are ordered; NaN if undefined."""
         return self.row({"": scores}).get(self.measure, math.nan)
 
     def protocol(self, name: str = "paper", **overrides: Any) -> Protocol:

@@ -63,7 +63,7 @@ def true_labels(video: Video) -> dict[int, Label]:
 def follow(
     video: Video, by: Tracker, protocol: Protocol, *, batch: int = 1, void: int | None = None
 ) -> Iterator[Label]:
-    """The labels of all frames of a video in turn, the first included. void: a label that is not followed."""
+    """The labels of all frames of a video in order, the first included. void: a label that is not followed."""
     if isinstance(by, Copy):
         label = video.first
         for index in range(len(video)):

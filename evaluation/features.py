@@ -46,8 +46,8 @@ class Source:
 
 
 def centred(source: Source) -> Source:
-    """A source with each frame's mean feature taken off: what all patches of a frame share says nothing of where one of
-    them goes, and makes all cosines alike."""
+    """A source with each frame's mean feature subtracted: what all patches of a frame share makes their cosines alike
+    and says nothing about where one of them goes."""
     inner = source.compared_by_cosine("centring")
 
     def encode(images: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def _timm(rest: str, device: str, half: bool) -> Source:
     mean, std = (255 * torch.tensor(model.pretrained_cfg[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
 
     def encode(images: Tensor) -> Tensor:
-        # the last block's, after the final norm, class and register tokens taken off
+        # the last block's, after the final norm, without class and register tokens
         (last,) = model.forward_intermediates(
             (images.float() - mean) / std, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )

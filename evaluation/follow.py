@@ -46,7 +46,7 @@ def follow_mask(
     void: int | None = None,
     affinity: Affinity | None = None,
 ) -> Iterator[Mask]:
-    """RGB frames [H, W, 3] and the first one's mask [H', W'] → the masks [H', W'] of the others in turn.
+    """RGB frames [H, W, 3] and the first one's mask [H', W'] → the masks [H', W'] of the others in order.
 
     A thread reads `AHEAD` batches ahead, and each frame is encoded once. `oracle`: true masks by frame, which a control
     puts into the context (`evaluation.controls`). void: a label that is not followed. affinity: in place of cosines.
@@ -123,7 +123,7 @@ def follow_joints(
     oracle: Mapping[int, Joints] | None = None,
     affinity: Affinity | None = None,
 ) -> Iterator[Joints]:
-    """RGB frames [H, W, 3] and the first one's joints [J, 2] (x, y in pixels) → the joints of the others in turn.
+    """RGB frames [H, W, 3] and the first one's joints [J, 2] (x, y in pixels) → the joints of the others in order.
 
     Joints that are not known at first (NaN), or lost on the way, are −1, −1. `oracle`, affinity: as of `follow_mask`.
     """

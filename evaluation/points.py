@@ -1,4 +1,4 @@
-"""Following single points by matching: a query's feature against every patch of every frame, each query by itself.
+"""Following single points by matching: a query's feature against every patch of every frame, each query on its own.
 
 Legend: T frames, N queries, h w patch grid, D width.
 """

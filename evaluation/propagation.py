@@ -68,7 +68,7 @@ def propagate(
     oracle: Callable[[int], Tensor | None] | None = None,
     affinity: Affinity | None = None,
 ) -> Iterator[Tensor]:
-    """Features [h, w, D] of frames in order, and the first one's labels [h, w, M] → soft labels of the others in turn.
+    """Features [h, w, D] of frames in order, and the first one's labels [h, w, M] → soft labels of the others in order.
 
     Features of each frame are asked for once, and the context alone is kept; it lies on their device, in their number
     format. Labels are float32. `oracle`, for a control alone, hands out the true labels [h, w, M] of a frame, which

@@ -1,7 +1,7 @@
 """What an evaluation leaves in its folders, and what lets it go on after an interruption.
 
 run.json                         benchmark, protocol, source: what every result in this folder was made with
-videos/<video>.json              the scores of a finished video; a run that goes on leaves these videos out
+videos/<video>.json              the scores of a finished video; a resumed run skips these videos
 results.json                     everything: row, scores of each video, protocol, commit, versions, time, memory
 pictures/, index.html            strips, videos and a page over them, where they were asked for
 

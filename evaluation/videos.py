@@ -195,7 +195,7 @@ def read_mask(path: Path, threshold: int | None = None) -> Mask:
 
 
 def blurred(what: str, labels: int) -> str:
-    """What is said of a mask with so many labels that it looks like a picture."""
+    """The message about a mask with so many labels that it looks like a picture."""
     return (
         f"{what} holds {labels} labels: is it a JPEG, or antialiased? Save a PNG whose pixels are the numbers of the "
         "objects, or take what is bright as one object, with --threshold 128"

@@ -130,7 +130,7 @@ class PretrainingModel(nn.Module):
         raise NotImplementedError
 
     def image_encoder(self) -> MAEEncoder:
-        """The part that other programs know as a ViT; an InputError where there is none."""
+        """The part that other programs know as a ViT; an InputError if the model has none."""
         raise NotImplementedError
 
     def public_state_dict(self) -> dict[str, Tensor]:

@@ -31,11 +31,11 @@ def load_pretrained(path: str | Path, arch: str | None, **overrides: Any) -> Mas
     """A MAE of the named architecture with the weights of a file, or of the public file that a folder holds.
 
     The encoder of any family of `mae.formats` will do, of a folder of timm or Transformers too; what our encoder has no
-    place for is folded into its weights, and the rest is said (`mae.formats.folding`). A decoder of pairs is kept as
+    place for is folded into its weights, and the rest is reported (`mae.formats.folding`). A decoder of pairs becomes
     the model's `cross_decoder`, for `ml.SiamMAE` to take over. arch None: whatever size the file has.
 
     Unless it is given, `norm_pix_loss` follows the file: what its training arguments say; else True for the public
-    `mae_pretrain_*`, and for any file without a decoder (which then stays as it was initialised, and that is said);
+    `mae_pretrain_*`, and for any file without a decoder (which then stays as it was initialised, with a note);
     else False, as for the public `mae_visualize_*`. Raises `InputError` for a file that does not fit to the last name.
     """
     if arch is not None and arch not in ARCHITECTURES:
@@ -77,7 +77,7 @@ def load_pretrained_st(path: str | Path, arch: str, **overrides: Any) -> Spatiot
 
     Separate q, k, v are fused. The encoder of any other model of clips will do (VideoMAE, MAE3D), and what is different
     in it then is said; that of images, of the same size, is inflated (`inflate`). The decoder then stays as it was
-    initialised; so it does for a file without a decoder, and that is said. How pixels are normalised, and
+    initialised; so it does for a file without a decoder, with a note. How pixels are normalised, and
     `norm_pix_loss`, are what a checkpoint or an export of this workspace says, unless they are given; else as for the
     file's kind, but for a `norm_pix_loss` among the file's training arguments. Raises `InputError` for a file that does
     not fit to the last name: clips of another size or length are for the model to interpolate.

@@ -48,7 +48,7 @@ class SiamMAE(PairModel):
     """An MAE encoder and a `CrossDecoder`.
 
     mae: whose encoder is copied, and with `pretrained_decoder` (default: if it was loaded with one) its decoder too;
-    else a new decoder of `decoder_size` (width, depth, heads). encoder_kind `siamese` reads each frame by itself with
+    else a new decoder of `decoder_size` (width, depth, heads). encoder_kind `siamese` reads each frame on its own with
     the same weights; `joint` reads both frames' tokens together. norm_pix_loss is mae's unless given. mask_strategy:
     which patches are hidden in training, one of `ml.extensions.hiding.STRATEGIES`. pasts: 2 for a second frame that the
     decoder reads as it reads f1, not told which is which.

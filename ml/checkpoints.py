@@ -105,7 +105,7 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def newest_whole(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]] | None:
-    """The newest undamaged checkpoint of a run to go on with, or None if there is none; damaged ones are named."""
+    """The newest undamaged checkpoint to resume a run from, or None; damaged ones are named."""
 
     def first(paths: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
         for path in paths:
@@ -133,7 +133,7 @@ def rewind(folder: Path, path: Path, checkpoint: dict[str, Any], logs: dict[str,
     """Make an earlier checkpoint of a run its `last.pt`; what is later is kept in a folder of its own, with the logs as
     they are now, by the names that they are to have there.
 
-    At every moment the run goes on rightly, from where it was or from the checkpoint: the new `last.pt`, whose
+    At every moment the run can resume correctly, from where it was or from the checkpoint: the new `last.pt`, whose
     `rewound` says what it is, takes the old one's place when all else is done.
     """
     aside = free_name(folder / "before_rewind")

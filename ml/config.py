@@ -42,7 +42,7 @@ class ModelSection(Section):
     mask_ratio: float = 0.95
     """share of f2's patches, or of a clip's tubelets, that is hidden"""
     encoder_kind: EncoderKind = "siamese"
-    """siamese: each frame by itself; joint: both frames' tokens together"""
+    """siamese: each frame on its own; joint: both frames' tokens together"""
     decoder_kind: DecoderKind = "cross-self"
     """cross-self: cross-attention to f1, self-attention, MLP; cross: no self-attention; joint: over both frames"""
     decoder_embed_dim: int = 0

@@ -1,6 +1,6 @@
 """The encoder of images in plain jax.numpy: `load` an exported encoder.safetensors, `encode` images under `jit`.
 
-The same computation as `mae.models_mae.MAEEncoder`, so that what was trained in torch goes on in a program of JAX.
+The same computation as `mae.models_mae.MAEEncoder`, so that what was trained in torch can be used in a JAX program.
 Legend: B batch, N patches, D width, h w patch grid, H W pixels, p pixels along a patch.
 """
 

@@ -1,4 +1,4 @@
-"""How many pairs fit into a device's memory, found out without one: a step on tensors that have shapes and no content.
+"""How many pairs fit into a device's memory, estimated without one: a step on tensors that have shapes and no content.
 
 Legend: B samples in a batch (a past with its futures, or a clip).
 """

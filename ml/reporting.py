@@ -296,7 +296,7 @@ class Wandb(Listener):
 
 
 def tracker_for(kind: TrackerKind, place: Place, step: int) -> list[Listener]:
-    """The tracker of that kind, for a run that begins, or goes on after `step`."""
+    """The tracker of that kind, for a run that starts, or resumes after `step`."""
     if kind == "tensorboard":
         return [TensorBoard(place, step)]
     return [Wandb(place)] if kind == "wandb" else []

@@ -1,4 +1,4 @@
-"""Where a run lies, what it is called, and whether it may be gone on with."""
+"""Where a run lies, what it is called, and whether it can be resumed."""
 
 import json
 import os
@@ -41,7 +41,7 @@ FREE = {
 
 @dataclass(frozen=True)
 class Place:
-    """A run's name and files, what decides its numbers, and the checkpoint that it goes on from, if any."""
+    """A run's name and files, what decides its numbers, and the checkpoint that it resumes from, if any."""
 
     run: str
     root: Path
@@ -75,7 +75,7 @@ def begin_run(
     ranks: Ranks,
     hold: Callable[[Path], object],
 ) -> Place:
-    """A new run, or one that is gone on with: the model gets its weights, and its logs are cut to what these know.
+    """A new run, or one that is resumed: the model gets its weights, and its logs are cut to what these know.
 
     identity: what decides the numbers of the run; a resume with another one is refused with what differs, unless
     changes are allowed. hold: is called with the run's folder before anything in it is touched. The first of the
@@ -94,7 +94,7 @@ def begin_run(
         return Place(run, root, identity)
     checkpoint = chosen.checkpoint or load_run(path)
     if checkpoint.get("format") != FORMAT:
-        raise InputError(f"{path} is of an earlier version: its weights can be loaded, but its run not gone on with")
+        raise InputError(f"{path} is of an earlier version: its weights can be loaded, but its run not resumed")
     differing = _compare(path, identity, checkpoint, allow_changes)
     place = Place(checkpoint["run"], root, identity, checkpoint)
     _check_place(place, path)
@@ -113,7 +113,7 @@ def begin_run(
             os.replace(place.folder / LAST, kept)
             print(f"the damaged {LAST} is kept as {kept.name}")
         if _differences(identity, _read_config(place.folder) or {}):
-            _save_config_anew(place)
+            _rewrite_config(place)
         _cut(place, checkpoint["epoch"], checkpoint["step"])
         if checkpoint["epoch"] >= identity["train"]["epochs"]:
             print(f"{place.run} is finished: nothing left to do")
@@ -150,7 +150,7 @@ class _Choice(NamedTuple):
 def _choose(
     root: Path, prefix: str, identity: dict[str, Any], resume: str | Path | None, allow_changes: bool
 ) -> _Choice:
-    """What `resume` means here; where it names a file of a run that was rewound to that already, the run goes on."""
+    """What `resume` means here; a run that was already rewound to the file it names resumes where it is now."""
     if resume in (None, "none"):
         return _Choice(new_run(prefix, root))
     if resume in ("auto", "once"):
@@ -183,8 +183,8 @@ def _nothing_whole(folder: Path) -> InputError:
 def _own_run(root: Path, prefix: str, identity: dict[str, Any], allow_changes: bool, once: bool) -> Path | None:
     """The folder of the newest run of this prefix and configuration that has not reached its last epoch; once: or has.
 
-    If there is none, but an unfinished one of this prefix whose configuration differs, that is said; it is the one to
-    go on with where changes are allowed, and an InputError where the prefix says that it was meant.
+    Where an unfinished one of this prefix differs in its configuration, that is printed; it is the one to resume if
+    changes are allowed, and an InputError where the prefix says that it was meant.
     """
     _check_prefix(prefix)
     stamp = re.compile(re.escape(prefix) + r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
@@ -241,12 +241,10 @@ def _check_place(place: Place, path: Path) -> None:
         return
     if there.name == place.run and there.parent.name == "checkpoints":
         raise InputError(f"{path} is of a run below another folder than {place.root}: give --root {there.parents[1]}")
-    raise InputError(
-        f"{path} does not lie in the folder of its run, {place.folder}: it can be loaded, but not gone on with"
-    )
+    raise InputError(f"{path} does not lie in the folder of its run, {place.folder}: it can be loaded, but not resumed")
 
 
-def _save_config_anew(place: Place) -> None:
+def _rewrite_config(place: Place) -> None:
     """The configuration that holds from now on; what held before is kept."""
     config = place.folder / "config.json"
     if config.exists():

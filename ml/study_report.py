@@ -95,7 +95,7 @@ def report(study: Mapping[str, Any], figure: str) -> str:
         against=_against_base(table),
     )
     if missing:
-        page += f"\nNot run, for want of time: {', '.join(missing)}. The same command goes on with them.\n"
+        page += f"\nNot run, for lack of time: {', '.join(missing)}. The same command runs them.\n"
     return page
 
 

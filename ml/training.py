@@ -1,6 +1,6 @@
 """The training loop: fetch, step, log; once in a while validate, score, save.
 
-A run can be stopped at any moment and goes on exactly where it was: the learning rate is a function of the step, a
+A run can be stopped at any moment and resumes exactly where it was: the learning rate is a function of the step, a
 sample one of (seed, epoch, index), and everything else is in the checkpoint.
 """
 
@@ -95,7 +95,7 @@ def train(
     seen are kept as well. resume: a run to go on with, exactly as if it had never stopped; `auto`: the newest
     unfinished one of this prefix and configuration, if there is one; `once`: the same, but where such a run is finished
     none is begun. A checkpoint of a run, such as `<run>/<epoch>`: rewind it to that; what was later is kept in its
-    folder, and the same again goes on. allow_changes: go on although the configuration differs.
+    folder, and the same call again resumes. allow_changes: resume even if the configuration differs.
 
     layer_decay, clip_grad (the gradients' largest norm), ema (decay of averaged weights): off at 1, 0, 0. compile: by
     torch, block by block. cuda_graphs: as a whole, replayed as CUDA graphs; one process, accumulation 1. schedule: a

@@ -35,7 +35,7 @@ def train_one_epoch(
     model: Model,
 ) -> list[float]:
     """Go once through the loader, one `training_step` a batch; the losses of all steps. The scheduler is stepped after
-    each. The mask of a pair follows from its `seed` in the batch, or where there is none, from torch's generator."""
+    each. The mask of a pair follows from its `seed` in the batch or, without one, from torch's generator."""
     device = best_device(device)
     model.train()
     results = []

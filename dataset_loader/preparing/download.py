@@ -331,7 +331,7 @@ def _part_names(listing: Path) -> list[str]:
 
 
 def _listed(line: str, out: Path, place: str) -> Item:
-    """The item that one line of a list stands for; `place` names the line in what is said of it."""
+    """The item that one line of a list stands for; `place` names the line in messages."""
     address, _, given = line.strip().partition(" ")
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.netloc:

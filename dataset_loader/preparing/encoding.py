@@ -105,7 +105,7 @@ def frames_of(
     """The frames of a video, uint8 RGB [H, W, 3], upright, each with its time in seconds from the first one on.
 
     short_side: scale to it, in pixels, where the video is larger; sides become even. fps: see `at_rate`. Where the
-    clock starts anew, the times go on after a pause that no pair is drawn across.
+    clock is reset, the times continue after a pause that no pair is drawn across.
     """
     with Video(source) as video:
         start = float(video.index.times[0])

@@ -21,7 +21,7 @@ OK = "ok"
 
 @dataclass(frozen=True)
 class Row:
-    """One file. What could not be found out is 0 or empty; numbers are rounded so that every machine writes the same.
+    """One file. What could not be determined is 0 or empty; numbers are rounded so that every machine writes the same.
 
     path: relative to the folder, with `/`. modified: ns, for telling whether the file is still the one that was read.
     hash: BLAKE2b of the content, 128 bits (`b2sum -l 128`). seconds: from the first frame to the end of the last,
@@ -146,12 +146,12 @@ def write_table(path: str | Path, columns: Iterable[str], rows: Iterable[Iterabl
 
 
 def read_manifest(path: str | Path) -> list[Row]:
-    """Read the rows of a manifest. Raises InputError that names the line which is none."""
+    """Read the rows of a manifest. Raises an InputError that names the first line that is not a row."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read as a manifest ({error.strerror})") from error
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # somebody has saved it anew
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # somebody has saved it again, in another encoding
         text = decode_text(data)
     else:
         text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")

@@ -74,7 +74,7 @@ def prepare(
     """Write the videos of a folder to `out` in another form; returns {name: reason} of those that could not be.
 
     Videos are those that are "ok" in the manifest beside the folder, if there is one. What it will take is measured on
-    a few videos and printed before it starts. The same call goes on after an interruption. jobs: processes, by default
+    a few videos and printed before it starts. The same call resumes after an interruption. jobs: processes, by default
     one for each core. every_file: do not look at the manifest. split: only those of "train" or "test", or "all";
     where the manifest has both, one of these must be said. silence: seconds without a frame after which a video is
     given up. Raises InputError; nothing that is there is overwritten.
@@ -362,7 +362,7 @@ def _size(path: Path) -> int:
 
 
 def _modified(path: Path) -> int:
-    """When a file or a folder was written, in ns; 0 if there is none."""
+    """When a file or a folder was written, in ns; 0 if it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except OSError:

@@ -1,4 +1,4 @@
-"""Weights of other projects, found out by their names and read as what they are: `load_encoder`.
+"""Weights of other projects, recognised by their names: `load_encoder`.
 
 A small file for each kind of families, and the table of all of them here. To add one: a `Family`, a line below.
 """
@@ -50,7 +50,7 @@ def load_encoder(
 
     It has `encode(images) → [B, h, w, D]` for uint8 images or floats in [0, 1], `patch_size`, and brings its own pixel
     statistics and way to interpolate positions. kind: a name of `FAMILIES`, where the file does not tell; num_heads:
-    where neither the file nor its size tells. What was found is said in one line. Raises `InputError` for what is no
+    where neither the file nor its size tells. What was found is printed in one line. Raises `InputError` for what is no
     such file, or does not fit.
     """
     loaded = load(path, kind=kind, num_heads=num_heads)

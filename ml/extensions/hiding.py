@@ -1,6 +1,6 @@
 """Which patches of f2 are hidden in training: at random, or some of them where they teach most.
 
-A strategy is a function of (noise, step, scores of patches) that gives the noise anew; the largest are hidden. Whatever
+A strategy is a function of (noise, step, scores of patches) that returns new noise; the largest are hidden. Whatever
 it is, the rest of the mask is the random one, which follows from the samples' seeds: so masks are the same after a
 resume and on every rank. In evaluation all masks are random, so that losses compare.
 

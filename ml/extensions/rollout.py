@@ -1,4 +1,4 @@
-"""A prediction as the next past: how far a model of pairs can go on by itself, beside copying the frame it began with.
+"""A prediction as the next past: how far a model of pairs gets on its own, beside copying the frame it began with.
 
 Legend: K steps of one gap, N patches, P pixels in one, H W pixels.
 """
@@ -37,7 +37,7 @@ class Rollout:
 def roll_out(sample: Mapping[str, Any], model: PairModel, *, mask_ratio: float | None = None) -> Rollout:
     """Follow a sample's frames [1 + K, 3, H, W]: each is predicted from what was predicted of the one before.
 
-    Of each frame the few visible patches that its mask leaves are seen, and stand in the picture that goes on; the mask
+    Of each frame the few visible patches that its mask leaves are seen, and are pasted into the next past; the mask
     follows from `seed` and the step's number. Colours are guessed from the past, so nothing of a hidden patch leaks.
     """
     video = torch.as_tensor(sample["video"])

@@ -1,4 +1,4 @@
-"""A grid from one line: killed and gone on with, a table and a figure, one sentence for each mistake."""
+"""A grid from one line: killed and resumed, a table and a figure, one sentence for each mistake."""
 
 import csv
 import signal

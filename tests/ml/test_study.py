@@ -102,7 +102,7 @@ def test_the_page_says_what_was_found_and_what_is_missing():
     assert "- J&F: told apart from the base as better: none; as worse: mask 75 %." in page
     assert "- error, 75 % hidden: told apart from the base as better: mask 75 %; as worse: none." in page
     assert "copy 0.450, copy × factor 0.400, mean 0.995" in page
-    assert "Not run, for want of time: untrained, " in page and "{" not in page
+    assert "Not run, for lack of time: untrained, " in page and "{" not in page
     labels = [label.get_text() for label in study_figure(RUNS).axes[0].get_yticklabels()]
     assert labels == [BASE, "mask 75 %", "cross"]
 
