@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own packages, about each other
 def test_it_runs_from_top_to_bottom(clips, tmp_path, monkeypatch):
     """As for the full size, in small: from a file in the public MAE's layout that lies in weights/."""
-    sizes = dict(img_size=64, patch_size=8, embed_dim=128, depth=6, num_heads=4)
+    sizes = dict(img_size=64, patch_size=8, embed_dim=64, depth=2, num_heads=4)
     decoder = dict(decoder_embed_dim=64, decoder_depth=1, decoder_num_heads=4)
     mae = MaskedAutoencoderViT(**sizes, **decoder, norm_pix_loss=False)
     (tmp_path / "weights").mkdir()

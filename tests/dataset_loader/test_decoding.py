@@ -216,6 +216,7 @@ class Heap(ctypes.Structure):
     _fields_ = [(f"number{place}", ctypes.c_size_t) for place in range(1, 11)]
 
 
+@pytest.mark.slow
 def test_nothing_is_left_on_the_heap(videos):
     """PyAV's own demuxer loses 150 bytes each time it is left before the end of a file, unless it is closed."""
     libc = ctypes.CDLL(None)

@@ -67,6 +67,7 @@ def test_every_row_is_there(small_davis, tmp_path):
     assert all(name in text for name in result["rows"]) and "asked ≥ 1.8" in text
 
 
+@pytest.mark.slow
 def test_without_the_real_sequence_it_says_so(tmp_path, capsys):
     tiny = replace(evaluation_speed.SMOKE, repeats=1, scored=3)
     for data, reason in ((None, "give DAVIS's folder with --data"), (tmp_path / "no", "does not exist")):

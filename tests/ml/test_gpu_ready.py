@@ -20,6 +20,7 @@ from ml.ranks import compile_blocks
 from ml.SiamMAE import SiamMAE, build_model
 from ml.step import training_step
 from tests.ml.small import run, tiny
+from tests.slowly import slowly
 
 ROOT = Path(__file__).parents[2]
 MODELS = ["siammae_micro_patch8", "mae_st_micro_patch8"]
@@ -75,7 +76,7 @@ def on_fake_cuda(model):
     return model
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [MODELS[0], *slowly(MODELS[1])])
 def test_a_step_waits_for_nothing(name, monkeypatch):
     """The real `training_step`, from the batch in pinned memory to the numbers on their way back. Autograd's engine
     wants a real GPU, so gradients are made by hand; backward adds no wait of its own."""
@@ -115,7 +116,7 @@ def test_the_watch_sees_waits():
 
 
 @pytest.mark.filterwarnings("ignore")  # of the tracer, about what it touches
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [MODELS[0], *slowly(MODELS[1])])
 def test_compiled_block_by_block_there_is_no_break(name):
     """All blocks of a kind share one graph. (The whole model is one too: `test_contract`.)"""
     model = small(name)

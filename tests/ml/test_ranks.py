@@ -51,7 +51,7 @@ def alone(trainer, clips, tmp_path_factory):
     return trained(trainer, clips, tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.slow  # DDP: `test_resume`, both: the checkpoints below
+@pytest.mark.slow  # the checkpoints below move between both
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_two_processes_do_what_one_does_with_twice_the_batch(strategy, alone, trainer, clips, tmp_path):
     """The same losses, and the same gradient of one step of all 48 pairs: its first average."""

@@ -76,9 +76,14 @@ def undisturbed(trainer, clips, tmp_path_factory):
 
 @pairs_and_slowly_clips
 def test_an_undisturbed_run_is_whole(model, undisturbed):
-    """And two processes end as one: the same samples in the same steps, so the same losses but for rounding."""
     state, logs, _ = undisturbed(model)
     assert state["step"] == STEPS and [step["step"] for step in logs if "loss" in step] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow  # `test_ranks` has one of pairs
+@pytest.mark.parametrize("model", MODELS)
+def test_two_processes_end_as_one(model, undisturbed):
+    """The same samples in the same steps, so the same losses but for rounding."""
     one, two = ([step["loss"] for step in undisturbed(model, n)[1] if "loss" in step] for n in (1, 2))
     assert two == pytest.approx(one, rel=1e-4)
 
@@ -144,6 +149,7 @@ def test_killed_three_times_it_ends_the_same(model, trainer, clips, tmp_path, un
     kill(trainer, clips, tmp_path, 3, random.Random(0), undisturbed(model), model=model)
 
 
+@pytest.mark.slow  # `test_ranks` has one that stops by itself
 def test_two_processes_stop_and_go_on_together(trainer, clips, tmp_path, undisturbed):
     """A signal to one of them stops both, at the end of the second epoch at the latest; killed in the third, both end;
     and the same command goes on."""

@@ -308,7 +308,7 @@ def finish(process):
     return process.exitcode
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(kills, site, tmp_path, undisturbed):
     """Three kills in each folder, and then a run to the end."""
     site.pause = 0.003
