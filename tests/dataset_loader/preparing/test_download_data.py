@@ -310,7 +310,7 @@ def finish(process):
 
 @pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(kills, site, tmp_path, undisturbed):
-    """Three kills in each folder, and then a run to the end."""
+    """At most three kills in each folder, and then a run to the end."""
     site.pause = 0.003
     code = f"download_kinetics(out, 'all', base_url={site.url!r}, jobs=2, **{QUICK})"
     assert finish(start("")) == 0  # the first one takes long
