@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ class Settings:
     budget: float = 450.0
     image_size: int = 224
     loader_batch: int = 256
-    clips: int = 64
+    clips: int = 16
 
 
 SMOKE = Settings(
@@ -225,23 +225,30 @@ class Run(Rows):
 
     @contextmanager
     def _batches(self) -> Iterator[Iterator[dict[str, Any]]]:
-        """From the loader's processes, past the first ones; of synthetic clips in a packed shard where data is None."""
-        with tempfile.TemporaryDirectory() as folder:
-            data, size = self._data, self.settings.image_size
-            if data is None:
-                data = str(Path(folder) / "clips.tar")
-                scenes = ((f"{k}", _frames(k, size + 32)) for k in range(self.settings.clips))
-                write_shard(data, scenes)
-            dataset = get_kinetics_dataset(data, image_size=size, repeated_sampling=2, visits=10_000)
-            pinned = self.device.type == "cuda"
-            loader = make_loader(dataset, self.settings.loader_batch, workers=self._workers, pin_memory=pinned)
-            batches = iter(loader)
-            for _ in range(max(2, self._workers)):
-                next(batches)
-            try:
-                yield batches
-            finally:
-                batches.close()  # type: ignore[attr-defined]
+        """From the loader's processes, past the first ones."""
+        dataset = get_kinetics_dataset(
+            self._videos(), image_size=self.settings.image_size, repeated_sampling=2, visits=10_000
+        )
+        pinned = self.device.type == "cuda"
+        loader = make_loader(dataset, self.settings.loader_batch, workers=self._workers, pin_memory=pinned)
+        batches = iter(loader)
+        for _ in range(max(2, self._workers)):
+            next(batches)
+        try:
+            yield batches
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+
+    def _videos(self) -> str:
+        """What was given, or else synthetic clips of a second in a packed shard, made when they are first asked for."""
+        if self._data is None:
+            self._made = tempfile.TemporaryDirectory()
+            shard = Path(self._made.name) / "clips.tar"
+            write_shard(
+                shard, ((f"{k}", _frames(k, self.settings.image_size + 32)) for k in range(self.settings.clips))
+            )
+            self._data = str(shard)
+        return self._data
 
     def loader_alone(self) -> None:
         """Pairs a second when nothing else is done, and what a batch costs the training thread."""
@@ -307,7 +314,7 @@ def _one_rank(folder: str, device: torch.device, wanted: bool) -> Iterator[None]
 
 
 def _frames(seed: int, height: int) -> Iterator[tuple[Any, float]]:
-    scene = synthetic_video(seed, height=height, width=height * 4 // 3)
+    scene = synthetic_video(seed, height=height, width=height * 4 // 3, seconds=1)
     return zip(scene.frames.transpose(0, 2, 3, 1), scene.times.tolist(), strict=True)
 
 
@@ -316,6 +323,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", help="a folder of videos or packed shards for the loader; default: synthetic clips")
     parser.add_argument("--out", type=Path, required=True, help="folder for the .json, the .txt and the .png")
     parser.add_argument("--workers", type=int, default=15, help="loader processes")
+    parser.add_argument("--seconds", type=float, help=f"for everything; default {Settings().budget:.0f}")
     parser.add_argument("--reckon", action="store_true", help="measure nothing, reckon; needs no GPU")
     parser.add_argument("--smoke", action="store_true", help="in small, also on a CPU")
     options = parser.parse_args(arguments)
@@ -332,13 +340,11 @@ def main(arguments: list[str] | None = None) -> None:
         bars(shares, options.out / "gpu_reckoned.png", "reckoned, not measured")
         print(markdown(rows))
         return
-    if not (options.smoke or torch.cuda.is_available()):
-        raise InputError(
-            "there is no GPU here; --smoke runs everything in small on the CPU, --reckon says what to expect"
-        )
     device = best_device("cpu" if not torch.cuda.is_available() else "cuda")
     leave_cores(options.workers, device)
-    run = Run(SMOKE if options.smoke else Settings(), device, options.out, options.data, options.workers)
+    settings = SMOKE if options.smoke else Settings()
+    settings = replace(settings, budget=options.seconds or settings.budget)
+    run = Run(settings, device, options.out, options.data, options.workers)
     run.go(run.jobs())
     profiles = {
         row["what"]: {**{kind: share * (1 - (row["idle"] or 0)) for kind, share in row["kinds"].items()},
