@@ -219,12 +219,12 @@ def measure_model(run: Rows, settings: Settings, name: str) -> None:
         encode = model_source(name, model, device=str(device), half=kind == "float16").encode
         for batch in (1, settings.batch):
             row("features", kind, batch, partial(encode, images[:batch].to(device)))
-        kept = features.half() if kind == "float16" else features
-        context = Context(kept[:-1], labels, near=0, far=1)
-        row("affinity, labels", kind, 1, partial(propagate_step, kept[-1], context, rules))
+    exact = formats(device)[0]  # features are kept in float32, whatever the network computes in
+    context = Context(features[:-1], labels, near=0, far=1)
+    row("affinity, labels", exact, 1, partial(propagate_step, features[-1], context, rules))
     values = np.arange(M, dtype=np.uint8)
     soft = labels[0].transpose(0, 1).contiguous()
-    row("read-out", formats(device)[0], 1, partial(patches_to_mask, soft, values, settings.size, (480, 854), rules))
+    row("read-out", exact, 1, partial(patches_to_mask, soft, values, settings.size, (480, 854), rules))
 
 
 def measure_whole(run: Rows, settings: Settings, data: Path, name: str) -> None:
@@ -238,7 +238,12 @@ def measure_whole(run: Rows, settings: Settings, data: Path, name: str) -> None:
             source = open_source(name, Path(), str(run.device), kind == "float16")
             if isinstance(source, Copy | Oracle):
                 raise InputError(f"{name} is a control, which has no features to compute in another format")
-            videos, start, scores, frames = first_frames(davis.videos(), settings.frames), run.clock(), {}, 0
+            try:
+                videos = first_frames(davis.videos(), settings.frames)
+            except InputError as error:  # as when the masks are those of the other year
+                run.result["left_out"].append(f"DAVIS {year}: {error}")
+                continue
+            start, scores, frames = run.clock(), {}, 0
             with computing(kind):
                 for record in records(davis, videos, source, settings.rules, batch=settings.batch):
                     scores[record["video"]], frames = record["scores"], frames + record["frames"]

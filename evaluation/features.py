@@ -69,7 +69,7 @@ def feature_source(
 ) -> Source:
     """The source of a name such as `pixels` or `timm:NAME`: one of `SOURCES`, or of `more`.
 
-    `half` lets the network compute in 16 bits on a GPU, and features are float16 then; else they are float32.
+    `half` lets the network compute in 16 bits on a GPU; features are float32 all the same.
     """
     kind, _, rest = name.partition(":")
     sources = {**SOURCES, **(more or {})}
@@ -207,14 +207,13 @@ def _weights_of(config: Any) -> str:
 
 
 def _on_device(encode: Callable[[Tensor], Tensor], device: str, half: bool) -> Callable[[Tensor], Tensor]:
-    """An encode that brings images to the device, keeps no graph and returns float32, or float16 on a CUDA device."""
+    """An encode that brings images to the device, keeps no graph and returns float32."""
     kind = torch.device(device).type
-    kept = torch.float16 if half and kind == "cuda" else torch.float32
 
     def run(images: Tensor) -> Tensor:
         fast = torch.autocast(kind, dtype=torch.float16) if half and kind != "cpu" else nullcontext()
         with torch.no_grad(), fast:
-            return encode(images.to(device, non_blocking=kind == "cuda")).to(kept)
+            return encode(images.to(device, non_blocking=kind == "cuda")).float()
 
     return run
 

@@ -70,9 +70,9 @@ def propagate(
 ) -> Iterator[Tensor]:
     """Features [h, w, D] of frames in order, and the first one's labels [h, w, M] → soft labels of the others in order.
 
-    Features of each frame are asked for once, and the context alone is kept; it lies on their device, in their number
-    format. Labels are float32. `oracle`, for a control alone, hands out the true labels [h, w, M] of a frame, which
-    then stand in the context for the predicted. affinity: in place of cosines.
+    Features of each frame are asked for once, and the context alone is kept; it lies on their device, in float32
+    whatever they are, as labels do. `oracle`, for a control alone, hands out the true labels [h, w, M] of a frame,
+    which then stand in the context for the predicted. affinity: in place of cosines.
     """
     stream = iter(features)
     frame = next(stream)
@@ -84,7 +84,7 @@ def propagate(
         return values.transpose(0, 1) if turned else values
 
     def prepared(frame: Tensor) -> Tensor:
-        return frame.float() if affinity else F.normalize(turn(frame).float(), dim=-1).to(frame.dtype)
+        return frame.float() if affinity else F.normalize(turn(frame).float(), dim=-1)
 
     shape, frame, first = frame.shape, prepared(frame), turn(first)
     n = protocol.context
@@ -289,22 +289,16 @@ def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _similarities(queries: Tensor, keys: Tensor) -> Tensor:
-    """Cosines [F, T, S] of normalised features [T, D] and [F, rows, columns, D], in float32 whatever the features are.
+    """Cosines [F, T, S] of normalised features [T, D] and [F, rows, columns, D].
 
     Keys that do not lie together in memory are copied, a frame at a time, so that the copies stay small.
     """
     frames, rows, columns, _ = keys.shape
-    if queries.dtype == torch.float32 and keys.stride(1) == columns * keys.stride(2):
+    if keys.stride(1) == columns * keys.stride(2):
         return torch.bmm(queries.expand(frames, -1, -1), keys.flatten(1, 2).transpose(1, 2))
-    result = queries.new_empty(frames, len(queries), rows * columns, dtype=torch.float32)
+    result = queries.new_empty(frames, len(queries), rows * columns)
     for out, frame in zip(result, keys.unbind(), strict=True):
-        frame = frame.flatten(0, 1)
-        if queries.dtype == torch.float32:
-            torch.mm(queries, frame.T, out=out)
-        elif queries.is_cuda:
-            out.copy_(torch.mm(queries, frame.T, out_dtype=torch.float32))  # products in half, sums and result in full
-        else:
-            torch.mm(queries.float(), frame.float().T, out=out)
+        torch.mm(queries, frame.flatten(0, 1).T, out=out)
     return result
 
 

@@ -1,9 +1,11 @@
 """The benchmarks of evaluation run, in smoke size, and their two ways agree; their figures say nothing here."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -101,6 +103,19 @@ def test_what_the_gpu_script_measures(small_davis, tmp_path):
     assert "of the roofline" in text and "frames/s" in text and "left out" not in text
     with Image.open(tmp_path / "out" / "gpu_eval.png") as picture:
         assert picture.width > 500
+
+
+def test_masks_that_do_not_fit_a_year_take_nothing_else_with_them(small_davis, tmp_path):
+    """Masks of 0 and 255, as DAVIS 2016 has them, mark nothing but void in 2017."""
+    data = shutil.copytree(small_davis, tmp_path / "masks of 2016")
+    for path in data.glob("Annotations/480p/*/*.png"):
+        mask = np.asarray(Image.open(path)) > 0
+        Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+    run = gpu_eval.start(gpu_eval.SMOKE, torch.device("cpu"), tmp_path / "gpu_eval.json")
+    gpu_eval.measure_whole(run, gpu_eval.SMOKE, data, "pixels")
+    assert [row["data"] for row in run.result["rows"]] == ["DAVIS 2016"]
+    (left_out,) = run.result["left_out"]
+    assert left_out.startswith("DAVIS 2017: ") and "marks nothing to follow" in left_out
 
 
 def test_without_data_the_gpu_script_makes_sequences(tmp_path):
