@@ -57,7 +57,7 @@ class Features:
     device: str | None = None
     """cuda, mps, cpu; default: the best there is"""
     half: bool = False
-    """16 bits on a GPU"""
+    """let the network compute in 16 bits on a GPU"""
 
     @property
     def where(self) -> str:

@@ -9,6 +9,7 @@ import tyro
 
 from cli.flags import read_first
 from common.errors import InputError
+from common.words import counted
 from ml.config import RunConfig
 from ml.presets import PRESETS, preset
 
@@ -143,11 +144,12 @@ def run(arguments: Arguments) -> str:
         held_out = fixed_loader(config, dataset, workers=min(1, config.run.workers), **shared)
     if ranks.first:
         videos, visits, per_visit = len(loader.dataset.paths), config.data.visits, config.data.pairs_per_visit
+        pairs, steps = counted(videos * visits * per_visit, "pair"), counted(len(loader) // accumulation, "step")
+        processes, batches = counted(ranks.world_size, "process"), counted(accumulation, "batch")
         print(
-            f"{videos} videos, {visits} visits to each in an epoch, {per_visit} pairs a visit: "
-            f"{videos * visits * per_visit} pairs, {len(loader) // accumulation} steps of "
-            f"{config.optimisation.batch_size} pairs ({ranks.world_size} processes × {accumulation} batches × "
-            f"{loader.batch_size * config.data.futures}), on {device}"
+            f"{counted(videos, 'video')}, {counted(visits, 'visit')} to each in an epoch, "
+            f"{counted(per_visit, 'pair')} a visit: {pairs}, {steps} of {config.optimisation.batch_size} pairs "
+            f"({processes} × {batches} × {loader.batch_size * config.data.futures}), on {device}"
         )
     leave_cores(config.run.workers, device)
     name = train(

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from common.errors import InputError
+from common.words import counted
 from dataset_loader.decoding import Video
 from dataset_loader.files import (
     IMAGE_SUFFIXES,
@@ -83,7 +84,7 @@ class VideoFiles:
         return Video(self.names[number])
 
     def __str__(self) -> str:
-        return f"{len(self.names)} video files{self.said}"
+        return f"{counted(len(self.names), 'video file')}{self.said}"
 
 
 class FrameFolders:
@@ -107,7 +108,8 @@ class FrameFolders:
 
     def __str__(self) -> str:
         without = f" without the masks in {', '.join(self.masks)}" if self.masks else ""
-        return f"{len(self.names)} folders of pictures{without}, at fps={self.fps:g} where nothing tells their times"
+        folders = counted(len(self.names), "folder")
+        return f"{folders} of pictures{without}, at fps={self.fps:g} where nothing tells their times"
 
 
 class PackedShards:
@@ -126,7 +128,7 @@ class PackedShards:
         return shard.open(number - int(self._ends[row]) + len(shard))
 
     def __str__(self) -> str:
-        return f"{len(self.names)} videos in {len(self.shards)} packed shards"
+        return f"{counted(len(self.names), 'video')} in {counted(len(self.shards), 'packed shard')}"
 
 
 class PictureFiles:
@@ -146,7 +148,7 @@ class PictureFiles:
         return Picture(self.names[number])
 
     def __str__(self) -> str:
-        return f"{len(self.names)} pictures"
+        return counted(len(self.names), "picture")
 
 
 class WithPictures:

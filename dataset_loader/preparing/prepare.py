@@ -24,6 +24,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import flush
+from common.words import counted
 from dataset_loader.decoding import DecodeError
 from dataset_loader.files import index_of
 from dataset_loader.frame_folders import TIMES_FILE, FrameClip
@@ -292,8 +293,8 @@ def _announce(
     own, now = (float(np.median([getattr(trial, what) for trial in measured])) for what in ("pair_source", "pair"))
     known, needed, room = (f"{tqdm.format_sizeof(count)}B" for count in (everything, size, free))
     print(
-        f"{len(names)} videos of {known} become about {needed} ({room} free), in about "
-        f"{tqdm.format_interval(seconds / jobs)} with {jobs} processes\n"
+        f"{counted(len(names), 'video')} of {known} will become about {needed} ({room} free), in about "
+        f"{tqdm.format_interval(seconds / jobs)} with {counted(jobs, 'process')}\n"
         f"a pair of frames then takes {now * 1000:.1f} ms to read, {1 / now:.0f} a second and core; "
         f"from the videos as they are {own * 1000:.1f} ms, {1 / own:.0f} a second\n"
         f"(measured on {len(measured)} of them)",

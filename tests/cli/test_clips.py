@@ -68,7 +68,7 @@ def test_it_trains_from_every_form_of_storage(form, forms, quick, tmp_path, caps
     assert quick(*words) == 0
     said = capsys.readouterr().out
     assert re.search(r"6 videos, 1 .* 24 \w+, 3 steps of 8 ", said)  # 4 clips from each visit
-    kinds = {"videos": "6 video files", "folders": "6 folders of pictures", "packed": "6 videos in 1 packed shards"}
+    kinds = {"videos": "6 video files", "folders": "6 folders of pictures", "packed": "6 videos in 1 packed shard"}
     assert kinds.get(form, "6 clips of the ledger") in said
     (log,) = (tmp_path / "losses").glob("*.txt")
     (line,) = read_losses(log)

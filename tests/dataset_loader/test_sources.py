@@ -240,7 +240,7 @@ def test_what_was_chosen_is_said(tmp_path, moving_frames, capsys):
     get_kinetics_dataset(tmp_path, fps=12.5)
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    assert "1 folders of pictures" in said
+    assert "1 folder of pictures" in said
     assert "fps=12.5" in said
 
 
@@ -320,7 +320,7 @@ def test_lists_of_folders_hold_one_kind(tmp_path, moving_frames):
     assert isinstance(open_source([tmp_path / "frames" / name for name in "ab"]), FrameFolders)
     packed = open_source([tmp_path / f"packed {name}" for name in "ab"])
     assert [name[-1] for name in packed.names] == ["a", "b"]
-    with pytest.raises(InputError, match="the list mixes 2 folders of pictures.* packed shards: give one kind"):
+    with pytest.raises(InputError, match="the list mixes 2 folders of pictures.* 1 packed shard: give one kind"):
         open_source([tmp_path / "frames", tmp_path / "packed a"])
 
 
@@ -332,7 +332,7 @@ def test_masks_beside_frames_are_left_out(tmp_path, moving_frames, capsys):
     found = get_kinetics_dataset(tmp_path)
     assert found.paths == [str(tmp_path / "DAVIS" / "JPEGImages" / "480p" / "bear")]
     said = capsys.readouterr().out
-    assert "1 folders of pictures without the masks in" in said and "DAVIS/Annotations," in said
+    assert "1 folder of pictures without the masks in" in said and "DAVIS/Annotations," in said
     assert len(open_source(tmp_path / "DAVIS" / "Annotations").names) == 1  # asked for by name
 
 

@@ -114,7 +114,7 @@ def test_a_host_dies_and_the_other_goes_on_alone(hosts, trainer, clips, tmp_path
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     text = "".join(output.read_text() for output in said)
-    assert 6 <= done < STEPS and "(2 processes × 1 batches × 4)" in text and "(1 processes × 1 batches × 8)" in text
+    assert 6 <= done < STEPS and "(2 processes × 1 batch × 4)" in text and "(1 process × 1 batch × 8)" in text
     assert "another process of the run has ended" in text and "going on with" in text
     assert lines_of_steps(root) == list(range(1, STEPS + 1))
 

@@ -179,7 +179,7 @@ def test_what_it_will_take_is_measured_and_printed(folder, tmp_path, capsys, mon
     size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.jpg"))
     amount, unit = re.search(r"become about ([\d.]+)([kM]?)B", line).groups()
     assert float(amount) * {"": 1, "k": 1e3, "M": 1e6}[unit] == pytest.approx(size, rel=0.5), line
-    assert line.startswith("7 videos of ") and "with 1 processes" in line
+    assert line.startswith("7 videos of ") and "with 1 process" in line
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("dataset_loader.preparing.prepare.shutil.disk_usage", lambda path: usage)
     with pytest.raises(InputError, match="too small"):
