@@ -230,19 +230,19 @@ def measure_model(run: Rows, settings: Settings, name: str) -> None:
 def measure_whole(run: Rows, settings: Settings, data: Path, name: str) -> None:
     """The sequences of DAVIS from files to J and F, as many as there is time for: fast formats first, float32 last."""
     kinds = dict.fromkeys((*reversed(formats(run.device)), "float32"))
-    for kind, year in itertools.product(kinds, (2016, 2017)):
+    found = {}
+    for year in (2016, 2017):
         davis = Davis(data, year)
-        if not (data / "ImageSets" / str(year) / "val.txt").is_file():
-            run.result["left_out"].append(f"DAVIS {year}: its list is not there")
-        elif run.has_time(f"DAVIS {year}, {kind}", 10 * settings.seconds):
+        try:
+            found[year] = davis, first_frames(davis.videos(), settings.frames)
+        except InputError as error:  # as when a list is missing, or the masks are those of the other year
+            run.result["left_out"].append(f"DAVIS {year}: {error}")
+    for kind, year in itertools.product(kinds, found):
+        if run.has_time(f"DAVIS {year}, {kind}", 10 * settings.seconds):
             source = open_source(name, Path(), str(run.device), kind == "float16")
             if isinstance(source, Copy | Oracle):
                 raise InputError(f"{name} is a control, which has no features to compute in another format")
-            try:
-                videos = first_frames(davis.videos(), settings.frames)
-            except InputError as error:  # as when the masks are those of the other year
-                run.result["left_out"].append(f"DAVIS {year}: {error}")
-                continue
+            davis, videos = found[year]
             start, scores, frames = run.clock(), {}, 0
             with computing(kind):
                 for record in records(davis, videos, source, settings.rules, batch=settings.batch):

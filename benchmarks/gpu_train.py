@@ -117,7 +117,7 @@ class Run(Rows):
         self.write()
         waiting = list(jobs)
         try:
-            with self.deadline():
+            with tempfile.TemporaryDirectory() as self._scratch, self.deadline():
                 while waiting:
                     job = waiting[0]
                     if self.has_time(job.what, job.seconds):
@@ -241,14 +241,12 @@ class Run(Rows):
 
     def _videos(self) -> str:
         """What was given, or else synthetic clips of a second in a packed shard, made when they are first asked for."""
-        if self._data is None:
-            self._made = tempfile.TemporaryDirectory()
-            shard = Path(self._made.name) / "clips.tar"
-            write_shard(
-                shard, ((f"{k}", _frames(k, self.settings.image_size + 32)) for k in range(self.settings.clips))
-            )
-            self._data = str(shard)
-        return self._data
+        if self._data is not None:
+            return self._data
+        shard, size = Path(self._scratch) / "clips.tar", self.settings.image_size + 32
+        if not shard.exists():
+            write_shard(shard, ((f"{k}", _frames(k, size)) for k in range(self.settings.clips)))
+        return str(shard)
 
     def loader_alone(self) -> None:
         """Pairs a second when nothing else is done, and what a batch costs the training thread."""

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from common.errors import InputError
 from common.files import is_hidden, read_text
+from common.words import counted
 
 Frame = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
@@ -219,7 +220,7 @@ def pictures_in(folder: Path) -> tuple[Path, ...]:
         raise InputError(f"{folder} does not exist: expected a folder with the pictures of a video")
     paths = sorted((path for path in visible(folder) if path.suffix.lower() in PICTURES), key=_natural)
     if len(paths) < 2:
-        raise InputError(f"{folder} holds {len(paths)} picture{'s' * (len(paths) != 1)}; following needs at least 2")
+        raise InputError(f"{folder} holds {counted(len(paths), 'picture')}; following needs at least 2")
     return tuple(paths)
 
 

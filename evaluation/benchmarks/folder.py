@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import InputError
+from common.words import counted
 from evaluation.benchmark import Benchmark, Scores
 from evaluation.videos import Decode, Label, Video, check_mask, check_size, folder_of, pictures_in, read_mask, select
 
@@ -32,7 +33,7 @@ class Folder(Benchmark):
         else:
             frames, decode = self.decoder()
             if frames < 2:
-                raise InputError(f"{self.data} has {frames} frame{'s' * (frames != 1)}; following needs at least 2")
+                raise InputError(f"{self.data} has {counted(frames, 'frame')}; following needs at least 2")
             paths = tuple(self.data / f"{number:05d}" for number in range(frames))
             roots, name = folder_of(self.data), self.data.stem
         select([name], names)
